@@ -1,0 +1,237 @@
+// Package config is the daemon's configuration: one TOML file, checked whole before anything starts.
+//
+// Every key has a default that fits a host in the field, so that a file with nothing but the server's address and the
+// disk is a complete configuration. A key that is not known is an error with its file and line: a typing mistake must
+// not silently turn a policy off.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+)
+
+// DefaultPath is where flipsided and flipside look for the configuration.
+const DefaultPath = "/etc/flipside/flipside.toml"
+
+// Config is the whole configuration.
+type Config struct {
+	Update Update `toml:"update"`
+	Slots  Slots  `toml:"slots"`
+	Reboot Reboot `toml:"reboot"`
+	Lock   Lock   `toml:"lock"`
+	Health Health `toml:"health"`
+	Host   Host   `toml:"host"`
+	Paths  Paths  `toml:"paths"`
+}
+
+// Update says where releases come from and who may sign them.
+type Update struct {
+	Server     string   `toml:"server"`      // URL of the Omaha server
+	App        string   `toml:"app"`         // Omaha application id
+	Channel    string   `toml:"channel"`     // Omaha track
+	Board      string   `toml:"board"`       // decides the architecture on Nebraska
+	Keys       []string `toml:"keys"`        // PEM files and directories of them: whose signature is believed
+	Partition  string   `toml:"partition"`   // the payload's partition that goes to the slot, for payloads that hold several
+	Pin        string   `toml:"pin"`         // only this version, or versions that begin with it
+	Downgrade  bool     `toml:"downgrade"`   // a release older than the running one may be taken
+	HTTP       bool     `toml:"allow_http"`  // payloads may come over plain HTTP (they are signed all the same)
+	FirstCheck Duration `toml:"first_check"` // after the start
+	Interval   Duration `toml:"interval"`    // between checks
+	Retry      Duration `toml:"retry"`       // first wait after a failure; doubles
+	Quarantine Duration `toml:"quarantine"`  // a version that failed here is left alone for this long; doubles
+}
+
+// Slots says which disk holds the slots.
+type Slots struct {
+	Disk    string `toml:"disk"`    // block device or image; "auto": the disk that the running slot is on
+	Running string `toml:"running"` // label of the running slot, or "auto": found by what is mounted
+	Type    string `toml:"type"`    // partition type GUID of the slots
+	Tries   uint8  `toml:"tries"`   // boots that a new slot gets to prove itself, 1 to 3
+}
+
+// Reboot says when and how the host reboots.
+type Reboot struct {
+	Strategy     string   `toml:"strategy"` // "reboot": by itself; "off": never by itself
+	Method       string   `toml:"method"`   // "logind", or "exit": the process ends with status 133 and whoever supervises it starts the machine again
+	WindowStart  string   `toml:"window_start"`
+	WindowLength string   `toml:"window_length"`
+	TimeZone     string   `toml:"time_zone"`
+	GateRetry    Duration `toml:"gate_retry"`
+}
+
+// Lock says which semaphore the host asks before a reboot. Without endpoints there is none.
+type Lock struct {
+	Endpoints []string `toml:"endpoints"`
+	Group     string   `toml:"group"`
+	CA        string   `toml:"ca"`
+	Cert      string   `toml:"cert"`
+	Key       string   `toml:"key"`
+	User      string   `toml:"user"`
+	Password  string   `toml:"password_file"`
+	Timeout   Duration `toml:"timeout"`
+}
+
+// Health says what makes a boot good.
+type Health struct {
+	Dir     string   `toml:"dir"`     // every executable in it must succeed
+	Timeout Duration `toml:"timeout"` // for each
+	Soak    Duration `toml:"soak"`    // all must still succeed after this time
+}
+
+// Host says where the host's own facts are read.
+type Host struct {
+	OSRelease string `toml:"os_release"` // VERSION_ID is the running version
+	MachineID string `toml:"machine_id"`
+	BootID    string `toml:"boot_id"`
+	Alias     string `toml:"alias"` // a name for people
+}
+
+// Paths says where things are kept.
+type Paths struct {
+	State string `toml:"state"` // directory that both slots share
+	Run   string `toml:"run"`   // directory of the control socket and the pause file
+}
+
+// Duration is a time.Duration that is written as 45m or 1h30m.
+type Duration time.Duration
+
+// UnmarshalText parses a Go duration.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return err
+	}
+	if v < 0 {
+		return fmt.Errorf("duration %q is negative", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Default is the configuration of a host in the field. Server and Keys have no default.
+func Default() Config {
+	return Config{
+		Update: Update{
+			App: "e96281a6-d1af-4bde-9a0a-97b76e56dc57", Channel: "stable", Board: "amd64-usr",
+			Keys:       []string{"/usr/share/flipside/keys.d", "/etc/flipside/keys.d"},
+			FirstCheck: Duration(7 * time.Minute), Interval: Duration(45 * time.Minute), Retry: Duration(time.Minute), Quarantine: Duration(24 * time.Hour),
+		},
+		Slots:  Slots{Disk: "auto", Running: "auto", Type: "5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6", Tries: 1},
+		Reboot: Reboot{Strategy: "reboot", Method: "logind", GateRetry: Duration(time.Minute)},
+		Lock:   Lock{Group: "default", Timeout: Duration(10 * time.Second)},
+		Health: Health{Dir: "/etc/flipside/health.d", Timeout: Duration(time.Minute), Soak: Duration(30 * time.Second)},
+		Host:   Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id"},
+		Paths:  Paths{State: "/var/lib/flipside", Run: "/run/flipside"},
+	}
+}
+
+// Socket is the path of the control socket.
+func (c Config) Socket() string { return filepath.Join(c.Paths.Run, "control.sock") }
+
+// PauseFile is the path of the file that pauses updates while it exists.
+func (c Config) PauseFile() string { return filepath.Join(c.Paths.State, "paused") }
+
+// Load reads and checks a configuration file.
+func Load(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("reading the configuration: %w", err)
+	}
+	return Parse(path, data)
+}
+
+// Parse reads and checks a configuration. The name is for errors.
+func Parse(name string, data []byte) (Config, error) {
+	c := Default()
+	meta, err := toml.Decode(string(data), &c)
+	if err != nil {
+		var pe toml.ParseError
+		if errors.As(err, &pe) {
+			return Config{}, fmt.Errorf("%s:%d: %s", name, pe.Position.Line, pe.Message)
+		}
+		return Config{}, fmt.Errorf("%s: %w", name, err)
+	}
+	if un := meta.Undecoded(); len(un) > 0 {
+		return Config{}, fmt.Errorf("%s:%d: unknown key %q", name, lineOf(data, un[0]), un[0].String())
+	}
+	if err := c.check(); err != nil {
+		return Config{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return c, nil
+}
+
+// lineOf finds the line of a key that the TOML library did not place.
+func lineOf(data []byte, key toml.Key) int {
+	section := ""
+	for i, line := range strings.Split(string(data), "\n") {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			section = strings.Trim(line, "[] ")
+			if section == key.String() {
+				return i + 1
+			}
+			continue
+		}
+		name, _, ok := strings.Cut(line, "=")
+		full := strings.TrimSpace(name)
+		if section != "" {
+			full = section + "." + full
+		}
+		if ok && full == key.String() {
+			return i + 1
+		}
+	}
+	return 1
+}
+
+func (c *Config) check() error {
+	var errs []error
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Update.Server == "" {
+		add("update.server is not set: where do releases come from?")
+	} else if u, err := url.Parse(c.Update.Server); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		add("update.server %q is not an http or https URL", c.Update.Server)
+	}
+	if c.Update.Interval <= 0 {
+		add("update.interval must be more than zero")
+	}
+	if c.Update.Retry <= 0 {
+		add("update.retry must be more than zero")
+	}
+	if c.Slots.Tries < 1 || c.Slots.Tries > 3 {
+		add("slots.tries is %d, want 1 to 3: GRUB stops in its menu when more tries fail in one power-on", c.Slots.Tries)
+	}
+	switch c.Reboot.Strategy {
+	case "reboot", "off":
+	default:
+		add("reboot.strategy %q is not one of reboot, off", c.Reboot.Strategy)
+	}
+	switch c.Reboot.Method {
+	case "logind", "exit":
+	default:
+		add("reboot.method %q is not one of logind, exit", c.Reboot.Method)
+	}
+	if (c.Reboot.WindowStart == "") != (c.Reboot.WindowLength == "") {
+		add("reboot.window_start and reboot.window_length belong together")
+	}
+	if c.Reboot.GateRetry <= 0 {
+		add("reboot.gate_retry must be more than zero")
+	}
+	if c.Lock.Group == "" {
+		add("lock.group is empty")
+	}
+	if (c.Lock.Cert == "") != (c.Lock.Key == "") {
+		add("lock.cert and lock.key belong together")
+	}
+	if c.Paths.State == "" || c.Paths.Run == "" {
+		add("paths.state and paths.run must be set")
+	}
+	return errors.Join(errs...)
+}

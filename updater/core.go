@@ -1,0 +1,646 @@
+package updater
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/reboot"
+)
+
+// Timing says how often things are tried. The zero value is not useful; see [DefaultTiming].
+type Timing struct {
+	FirstCheck time.Duration // after the start of the daemon
+	Interval   time.Duration // between checks
+	Jitter     float64       // each wait is stretched or shrunk by up to this share
+	MinRetry   time.Duration // first wait after a failed check or download; doubles with each failure, up to Interval
+	GateRetry  time.Duration // between two questions to gates that name no time
+	Quarantine time.Duration // a version that failed is not tried for this long; doubles with each failure, up to 16 times
+}
+
+// DefaultTiming is that of a host in the field: the intervals of the older update engines.
+func DefaultTiming() Timing {
+	return Timing{
+		FirstCheck: 7 * time.Minute,
+		Interval:   45 * time.Minute,
+		Jitter:     0.1,
+		MinRetry:   time.Minute,
+		GateRetry:  time.Minute,
+		Quarantine: 24 * time.Hour,
+	}
+}
+
+// codeIgnoredPerPolicy tells the server that the release was put aside, not that it failed here.
+const codeIgnoredPerPolicy = 35
+
+// maxReports bounds the events kept for a server that is away. The oldest go first: the newest say how the host is.
+const maxReports = 16
+
+// Core decides. It is a state machine without input or output: every method returns at once, and the same events
+// at the same times lead to the same effects.
+type Core struct {
+	State  State
+	Facts  Facts
+	Timing Timing
+	// Rand returns a number in [0, 1) and spreads a fleet's checks. Nil means no jitter.
+	Rand func() float64
+
+	busy         bool // an effect that reports back is under way
+	checkDue     time.Time
+	gatesDue     time.Time
+	verdictDue   time.Time
+	deliverDue   time.Time
+	telling      bool
+	delivering   bool
+	onDemand     bool
+	offered      *omaha.Offer // waits for the download gates
+	answers      []reboot.Answer
+	answersStage Stage
+}
+
+// Answers returns what the gates said last, and which gates they were.
+func (c *Core) Answers() (Stage, []reboot.Answer) { return c.answersStage, c.answers }
+
+// NextCheck returns when the server is asked next.
+func (c *Core) NextCheck() time.Time { return c.checkDue }
+
+// Next returns when Step wants a Wake, the zero time if an effect is under way that will report back.
+func (c *Core) Next() time.Time {
+	var next time.Time
+	earlier := func(t time.Time) {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	if !c.telling && c.State.Verdict != nil {
+		earlier(c.verdictDue)
+	}
+	if !c.delivering && len(c.State.Reports) > 0 {
+		earlier(c.deliverDue)
+	}
+	if !c.busy {
+		switch c.State.Phase {
+		case Idle, Applying:
+			earlier(c.checkDue)
+		case Armed:
+			earlier(c.checkDue)
+			earlier(c.gatesDue)
+		case Failing, Trial:
+			earlier(c.gatesDue)
+		}
+	}
+	return next
+}
+
+// Step takes in what happened at now and returns what is to be done about it.
+func (c *Core) Step(now time.Time, ev Event) []Effect {
+	s := &steps{c: c, now: now}
+	switch ev := ev.(type) {
+	case Start:
+		s.start(ev.Facts)
+	case Wake:
+		s.wake()
+	case CheckNow:
+		c.onDemand = true
+		c.checkDue = now
+		s.wake()
+	case Answered:
+		c.busy = false
+		s.answered(ev)
+	case GatesAnswered:
+		c.busy = false
+		c.answersStage, c.answers = ev.Stage, ev.Answers
+		if ev.Stage == BeforeDownload {
+			s.downloadGates(ev)
+		} else {
+			s.rebootGates(ev)
+		}
+	case GatesChanged:
+		c.gatesDue = now
+		s.wake()
+	case Checkpointed:
+		if u := c.State.Update; u != nil && c.State.Phase == Applying {
+			u.Checkpoint = ev.Data
+			s.do(Save{})
+		}
+	case Applied:
+		s.report(omaha.DownloadFinished())
+		s.do(Arm{})
+	case ApplyFailed:
+		c.busy = false
+		s.applyFailed(ev)
+	case ArmedNow:
+		c.busy = false
+		c.State.Update.Armed = now
+		s.enter(Armed)
+		s.do(Save{})
+		s.note("release %s is in place on %s and boots next", c.State.Update.Offer.Version, c.State.Update.ToSlot)
+		s.report(omaha.Installed())
+		c.gatesDue = now
+		s.wake()
+	case ArmFailed:
+		c.busy = false
+		s.applyFailed(ApplyFailed{Err: ev.Err, Code: 5, Transient: true})
+	case RebootFailed:
+		c.busy = false
+		s.rebootFailed(ev.Err)
+	case Judged:
+		c.busy = false
+		s.judged(ev)
+	case Confirmed:
+		c.busy = false
+		s.confirmed()
+	case ConfirmFailed:
+		c.busy = false
+		s.failed(fmt.Errorf("marking the running slot successful: %w", ev.Err))
+		c.gatesDue = now.Add(c.Timing.GateRetry)
+	case Delivered:
+		c.delivering = false
+		n := min(ev.N, len(c.State.Reports))
+		c.State.Reports = c.State.Reports[n:]
+		if n > 0 {
+			s.do(Save{})
+		}
+		if ev.Err != nil {
+			c.deliverDue = now.Add(c.Timing.MinRetry)
+		} else if len(c.State.Reports) > 0 {
+			s.deliver()
+		}
+	case VerdictTaken:
+		c.telling = false
+		if ev.Err != nil {
+			s.warn("the reboot slot could not be given back yet: %v", ev.Err)
+			c.State.Verdict.Error = ev.Err.Error()
+			c.verdictDue = now.Add(c.Timing.MinRetry)
+			break
+		}
+		c.State.Verdict = nil
+		s.do(Save{})
+		s.wake()
+	}
+	return s.effects
+}
+
+// steps collects the effects of one Step.
+type steps struct {
+	c       *Core
+	now     time.Time
+	effects []Effect
+}
+
+func (s *steps) do(e Effect)             { s.effects = append(s.effects, e) }
+func (s *steps) note(f string, a ...any) { s.do(Note{Text: fmt.Sprintf(f, a...)}) }
+func (s *steps) warn(f string, a ...any) { s.do(Note{Warn: true, Text: fmt.Sprintf(f, a...)}) }
+func (s *steps) enter(p Phase)           { s.c.State.Phase, s.c.State.Since = p, s.now }
+func (s *steps) begin(e Effect)          { s.c.busy = true; s.do(e) }
+func (s *steps) slot(l string) SlotFacts { return s.c.Facts.Slots[l] }
+func (s *steps) checkIn(d time.Duration) { s.c.checkDue = s.now.Add(s.jitter(d)) }
+func (s *steps) setSlot(l string, f SlotFacts) {
+	if s.c.Facts.Slots == nil {
+		s.c.Facts.Slots = map[string]SlotFacts{}
+	}
+	s.c.Facts.Slots[l] = f
+}
+
+func (s *steps) failed(err error) {
+	s.c.State.LastError, s.c.State.ErrorAt = err.Error(), s.now
+	s.warn("%v", err)
+}
+
+func (s *steps) jitter(d time.Duration) time.Duration {
+	if s.c.Rand == nil {
+		return d
+	}
+	return d + time.Duration((2*s.c.Rand()-1)*s.c.Timing.Jitter*float64(d))
+}
+
+func (s *steps) report(r omaha.Event) {
+	rs := append(s.c.State.Reports, r)
+	if len(rs) > maxReports {
+		rs = rs[len(rs)-maxReports:]
+	}
+	s.c.State.Reports = rs
+	s.deliver()
+}
+
+func (s *steps) deliver() {
+	if !s.c.delivering && len(s.c.State.Reports) > 0 {
+		s.c.delivering = true
+		s.do(Deliver{})
+	}
+}
+
+func (s *steps) tell() {
+	if !s.c.telling && s.c.State.Verdict != nil {
+		s.c.telling = true
+		s.do(GiveVerdict{})
+	}
+}
+
+// start holds the saved state against what the boot and the disk say. The disk wins.
+func (s *steps) start(f Facts) {
+	c := s.c
+	c.Facts = f
+	st := &c.State
+	s.checkIn(c.Timing.FirstCheck)
+	u := st.Update
+	if u == nil {
+		s.startWithoutUpdate()
+		return
+	}
+	newBoot := u.BootID != f.BootID
+	switch {
+	case f.Running == u.ToSlot && st.Phase == Failing && newBoot && u.Healthless != "":
+		// The boot loader chose the bad side although its bits are gone. Another reboot would change nothing.
+		s.failed(fmt.Errorf("slot %s was judged bad (%s) and was booted again; repair the other slot", u.ToSlot, u.Healthless))
+		s.do(Save{})
+	case f.Running == u.ToSlot && st.Phase == Failing:
+		s.failing()
+	case f.Running == u.ToSlot:
+		// Also when the phase is still Applying: power was lost between arming the slot and saving that.
+		s.trial()
+	case f.Running != u.FromSlot:
+		s.failed(fmt.Errorf("the host runs from %s, neither the old slot %s nor the new slot %s of the update to %q; the update is forgotten", f.Running, u.FromSlot, u.ToSlot, u.Offer.Version))
+		s.forget()
+	case st.Phase == Applying:
+		// Resume, but ask the server first: the offer may be gone.
+		s.note("the update to %s was interrupted and goes on", u.Offer.Version)
+		c.checkDue = s.now
+		st.Unwedge = true
+		s.wake()
+	case s.slot(u.ToSlot).Bootable():
+		// Not booted yet: the daemon was restarted, or the machine was started from the old slot by hand.
+		s.enter(Armed)
+		c.gatesDue = s.now
+		s.wake()
+	case newBoot:
+		reason := u.Healthless
+		switch {
+		case reason != "":
+		case st.Phase == Trial:
+			reason = "the first boot ended before the host was known to be healthy"
+		default:
+			reason = "the new side did not come up"
+		}
+		s.fellBack(reason)
+	default:
+		// Same boot, and the slot is not bootable: somebody took its bits away. Write and verify it again.
+		s.enter(Applying)
+		c.checkDue = s.now
+		s.do(Save{})
+		s.wake()
+	}
+}
+
+func (s *steps) startWithoutUpdate() {
+	c := s.c
+	st := &c.State
+	if st.Phase != Idle {
+		s.enter(Idle)
+	}
+	if run := s.slot(c.Facts.Running); !run.Successful && c.Facts.Running != "" {
+		// A slot on trial that this state knows nothing of: a fresh image, or the state was lost.
+		st.Update = &Update{Offer: omaha.Offer{Version: c.Facts.Version}, FromSlot: c.Facts.Other, ToSlot: c.Facts.Running, Started: s.now, BootID: c.Facts.BootID}
+		s.trial()
+		return
+	}
+	if st.Verdict == nil {
+		// In case the host still holds a reboot slot from a time that this state does not know. Freeing what is not held does nothing.
+		st.Verdict = &Verdict{Healthy: true, Version: c.Facts.Version}
+	}
+	s.do(Save{})
+	s.tell()
+	s.deliver()
+	s.wake()
+}
+
+func (s *steps) trial() {
+	u := s.c.State.Update
+	s.enter(Trial)
+	u.BootID = s.c.Facts.BootID
+	s.do(Save{})
+	s.note("first boot of release %s from %s: checking its health", u.Offer.Version, u.ToSlot)
+	s.begin(Health{})
+}
+
+func (s *steps) forget() {
+	s.c.State.Update = nil
+	s.c.offered = nil
+	s.enter(Idle)
+	s.do(Save{})
+	s.wake()
+}
+
+func (s *steps) wake() {
+	c := s.c
+	st := &c.State
+	due := func(t time.Time) bool { return !t.IsZero() && !t.After(s.now) }
+	if st.Verdict != nil && due(orNow(c.verdictDue, s.now)) {
+		s.tell()
+	}
+	if due(orNow(c.deliverDue, s.now)) {
+		s.deliver()
+	}
+	if c.busy {
+		return
+	}
+	switch st.Phase {
+	case Armed:
+		if due(c.gatesDue) && st.Verdict == nil {
+			s.begin(AskGates{BeforeReboot, st.Update.Offer})
+			return
+		}
+	case Failing:
+		if due(c.gatesDue) {
+			s.begin(Reboot{"the new side is not healthy: " + st.Update.Healthless})
+		}
+		return
+	case Trial:
+		if due(c.gatesDue) {
+			c.gatesDue = time.Time{}
+			s.begin(Health{})
+		}
+		return
+	case Rebooting:
+		return
+	}
+	if due(c.checkDue) {
+		c.checkDue = time.Time{}
+		s.begin(AskServer{OnDemand: c.onDemand, Unwedge: st.Unwedge})
+		c.onDemand = false
+	}
+}
+
+func orNow(t, now time.Time) time.Time {
+	if t.IsZero() {
+		return now
+	}
+	return t
+}
+
+// backoff is the wait after n failures in a row.
+func (s *steps) backoff(n int) time.Duration {
+	d := s.c.Timing.MinRetry << min(n-1, 20)
+	if d <= 0 || d > s.c.Timing.Interval {
+		d = s.c.Timing.Interval
+	}
+	return d
+}
+
+func (s *steps) answered(ev Answered) {
+	c := s.c
+	st := &c.State
+	st.LastCheck = s.now
+	if ev.Err != nil {
+		st.CheckFails++
+		wait := s.backoff(st.CheckFails)
+		if ev.Retry > wait {
+			wait = ev.Retry
+		}
+		s.checkIn(wait)
+		s.failed(fmt.Errorf("checking for an update: %w", ev.Err))
+		s.do(Save{})
+		s.wake()
+		return
+	}
+	st.CheckFails = 0
+	st.Unwedge = ev.Wedged
+	wait := c.Timing.Interval
+	if ev.Retry > 0 {
+		wait = ev.Retry
+	}
+	s.checkIn(wait)
+	if ev.Wedged {
+		s.checkIn(c.Timing.MinRetry)
+	}
+	switch u := st.Update; {
+	case ev.Offer == nil:
+		st.LastAnswer = ev.Reason
+		if st.Phase == Applying && !ev.Wedged {
+			s.note("the server took the offer of release %s back: %s", u.Offer.Version, ev.Reason)
+			s.forget()
+			return
+		}
+		s.do(Save{})
+	case st.Phase == Armed && samePayload(u.Offer, *ev.Offer):
+		st.LastAnswer = fmt.Sprintf("release %s, which is in place already", ev.Offer.Version)
+		s.do(Save{})
+	default:
+		st.LastAnswer = fmt.Sprintf("release %s is offered", ev.Offer.Version)
+		c.offered = ev.Offer
+		s.begin(AskGates{BeforeDownload, *ev.Offer})
+		return
+	}
+	s.wake()
+}
+
+// downloadGates starts the download if every gate says go. A host on its way to another release gives that up for a newer offer.
+func (s *steps) downloadGates(ev GatesAnswered) {
+	c := s.c
+	st := &c.State
+	offer := c.offered
+	c.offered = nil
+	if offer == nil {
+		s.wake()
+		return
+	}
+	if q, ok := s.quarantine(*offer); ok {
+		c.answers = append(c.answers, q)
+	}
+	if a, stop := reboot.First(c.answers); stop {
+		s.note("release %s is not taken: %s", offer.Version, a.Why)
+		if !a.Ask.IsZero() && a.Ask.Before(c.checkDue) && a.Ask.After(s.now) {
+			c.checkDue = a.Ask
+		}
+		s.do(Save{})
+		s.wake()
+		return
+	}
+	switch {
+	case st.Update != nil && st.Phase == Applying && samePayload(st.Update.Offer, *offer):
+		st.Update.Offer = *offer // its addresses may have changed
+	default:
+		if st.Phase == Armed {
+			s.do(LeaveQueue{"release " + offer.Version + " is newer"})
+		}
+		st.Update = &Update{Offer: *offer, FromSlot: c.Facts.Running, FromVer: c.Facts.Version, ToSlot: c.Facts.Other, Started: s.now}
+	}
+	st.Update.BootID = c.Facts.BootID
+	s.enter(Applying)
+	s.setSlot(st.Update.ToSlot, SlotFacts{})
+	s.do(Save{})
+	s.report(omaha.DownloadStarted())
+	s.begin(Apply{})
+}
+
+// samePayload reports whether two offers are of the same bytes.
+func samePayload(a, b omaha.Offer) bool { return a.SHA256 == b.SHA256 && a.Size == b.Size }
+
+// quarantine is the gate that remembers versions that failed here, because no server does.
+func (s *steps) quarantine(o omaha.Offer) (reboot.Answer, bool) {
+	f, ok := s.c.State.Failures[o.Version]
+	if !ok || !s.now.Before(f.Until) {
+		return reboot.Answer{}, false
+	}
+	return reboot.Answer{
+		Gate:    "quarantine",
+		Verdict: reboot.Wait,
+		Why:     fmt.Sprintf("release %s failed on this host (%s)", o.Version, f.Reason),
+		Since:   f.Last,
+		Ask:     f.Until,
+		Hint:    "flipside check --forgive " + o.Version + " tries it again",
+	}, true
+}
+
+func (s *steps) quarantined(version, reason string) {
+	st := &s.c.State
+	if st.Failures == nil {
+		st.Failures = map[string]Failure{}
+	}
+	f := st.Failures[version]
+	f.Count++
+	f.Reason, f.Last = reason, s.now
+	f.Until = s.now.Add(s.c.Timing.Quarantine << min(f.Count-1, 4))
+	st.Failures[version] = f
+}
+
+// Forgive forgets that a version failed here.
+func (c *Core) Forgive(version string) bool {
+	_, ok := c.State.Failures[version]
+	delete(c.State.Failures, version)
+	return ok
+}
+
+func (s *steps) applyFailed(ev ApplyFailed) {
+	c := s.c
+	st := &c.State
+	if st.Update == nil {
+		return
+	}
+	v := st.Update.Offer.Version
+	if ev.Transient {
+		st.CheckFails++
+		s.failed(fmt.Errorf("taking release %s: %w", v, ev.Err))
+		s.checkIn(s.backoff(st.CheckFails))
+		st.Unwedge = true
+		s.do(Save{})
+		s.wake()
+		return
+	}
+	s.failed(fmt.Errorf("release %s is refused: %w", v, ev.Err))
+	s.quarantined(v, ev.Err.Error())
+	st.LastUpdate = &Done{From: c.Facts.Version, To: v, At: s.now, Reason: ev.Err.Error()}
+	s.report(omaha.Failed(ev.Code))
+	s.forget()
+}
+
+func (s *steps) rebootGates(ev GatesAnswered) {
+	c := s.c
+	st := &c.State
+	if st.Phase != Armed {
+		return
+	}
+	u := st.Update
+	if ev.Halted != "" {
+		// The release is bad for the cluster. It must not come up here either, not even after a power cut.
+		s.warn("release %s is halted: %s; slot %s is made unbootable again", u.Offer.Version, ev.Halted, u.ToSlot)
+		s.do(LeaveQueue{"halted: " + ev.Halted})
+		s.do(Disarm{u.ToSlot})
+		s.setSlot(u.ToSlot, SlotFacts{})
+		st.LastUpdate = &Done{From: u.FromVer, To: u.Offer.Version, At: s.now, Reason: "halted for the cluster: " + ev.Halted}
+		st.LastAnswer = fmt.Sprintf("release %s, which is halted for the cluster: %s", u.Offer.Version, ev.Halted)
+		s.report(omaha.Failed(codeIgnoredPerPolicy))
+		s.forget()
+		return
+	}
+	if _, stop := reboot.First(ev.Answers); stop {
+		c.gatesDue = s.now.Add(c.Timing.GateRetry)
+		for _, a := range ev.Answers {
+			if a.Verdict != reboot.Go && a.Ask.After(s.now) && a.Ask.Before(c.gatesDue) {
+				c.gatesDue = a.Ask
+			}
+		}
+		s.wake()
+		return
+	}
+	s.enter(Rebooting)
+	s.do(Save{})
+	s.begin(Reboot{fmt.Sprintf("update from %s to %s", u.FromVer, u.Offer.Version)})
+}
+
+func (s *steps) rebootFailed(err error) {
+	c := s.c
+	s.failed(fmt.Errorf("rebooting: %w", err))
+	c.gatesDue = s.now.Add(c.Timing.GateRetry)
+	if c.State.Phase == Rebooting {
+		s.do(LeaveQueue{"the reboot did not happen: " + err.Error()})
+		s.enter(Armed)
+	}
+	s.do(Save{})
+}
+
+func (s *steps) judged(ev Judged) {
+	c := s.c
+	u := c.State.Update
+	if ev.Good {
+		s.begin(Confirm{})
+		return
+	}
+	s.failed(fmt.Errorf("release %s is not healthy: %s", u.Offer.Version, ev.Reason))
+	if !s.slot(u.FromSlot).Bootable() {
+		s.failed(errors.Join(fmt.Errorf("release %s is not healthy: %s", u.Offer.Version, ev.Reason), errors.New("there is no other slot to go back to; the health is checked again")))
+		c.gatesDue = s.now.Add(c.Timing.GateRetry)
+		s.do(Save{})
+		return
+	}
+	u.Healthless = ev.Reason
+	s.failing()
+}
+
+func (s *steps) failing() {
+	u := s.c.State.Update
+	s.enter(Failing)
+	s.do(Save{})
+	s.do(Disarm{u.ToSlot})
+	s.begin(Reboot{"the new side is not healthy: " + u.Healthless})
+}
+
+func (s *steps) confirmed() {
+	c := s.c
+	st := &c.State
+	u := st.Update
+	s.setSlot(u.ToSlot, SlotFacts{Priority: max(1, s.slot(u.ToSlot).Priority), Successful: true})
+	s.note("release %s is healthy and confirmed", u.Offer.Version)
+	if u.FromVer != "" {
+		st.LastUpdate = &Done{From: u.FromVer, To: u.Offer.Version, At: s.now, Good: true}
+		s.report(omaha.Booted(u.FromVer))
+	}
+	st.Verdict = &Verdict{Healthy: true, Version: u.Offer.Version}
+	delete(st.Failures, u.Offer.Version)
+	st.LastError, st.ErrorAt = "", time.Time{}
+	st.LastAnswer = fmt.Sprintf("release %s, which is in place and healthy now", u.Offer.Version)
+	st.Update = nil
+	s.enter(Idle)
+	s.do(Save{})
+	s.tell()
+	s.wake()
+}
+
+// fellBack is the end of an update whose new side was bad or never came up: the host runs from the old side again.
+func (s *steps) fellBack(reason string) {
+	c := s.c
+	st := &c.State
+	u := st.Update
+	s.failed(fmt.Errorf("release %s failed and the host is back on %s: %s", u.Offer.Version, c.Facts.Version, reason))
+	s.quarantined(u.Offer.Version, reason)
+	st.LastUpdate = &Done{From: u.FromVer, To: u.Offer.Version, At: s.now, Reason: reason}
+	st.Verdict = &Verdict{Version: u.Offer.Version, Reason: reason}
+	s.report(omaha.Failed(omaha.CodeRollback))
+	st.Update = nil
+	s.enter(Idle)
+	s.do(Save{})
+	s.do(Disarm{u.ToSlot})
+	s.tell()
+	s.wake()
+}

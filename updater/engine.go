@@ -1,0 +1,333 @@
+package updater
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/reboot"
+)
+
+// Server is the update server as the engine sees it.
+type Server interface {
+	// Check asks for an update. A failure is in the event's Err.
+	Check(ctx context.Context, onDemand, unwedge bool) Answered
+	// Report sends one event.
+	Report(ctx context.Context, r omaha.Event) error
+}
+
+// Installer is the disk as the engine sees it.
+type Installer interface {
+	// Facts looks at the boot and the disk.
+	Facts(ctx context.Context) (Facts, error)
+	// Apply makes the slot of u unbootable, writes the payload to it and verifies what it wrote. Data given to checkpoint is durable
+	// on the slot. An *[ApplyError] says whether the same payload may be tried again.
+	Apply(ctx context.Context, u Update, checkpoint func(json.RawMessage), progress func(Progress)) error
+	// Arm makes the slot that the last Apply verified boot next. Without such an Apply in this process it is an error.
+	Arm(ctx context.Context, u Update) error
+	// Disarm makes a slot that is not running, or whose trial failed, unbootable.
+	Disarm(ctx context.Context, slot string) error
+	// Confirm marks the running slot successful.
+	Confirm(ctx context.Context) error
+	// Slots describes all slots.
+	Slots(ctx context.Context) ([]SlotStatus, error)
+}
+
+// Gatekeeper asks the gates, and speaks with the cluster's semaphore.
+type Gatekeeper interface {
+	Ask(ctx context.Context, stage Stage, o omaha.Offer) GatesAnswered
+	// Changed returns when an answer of the reboot gates may have changed, without polling.
+	Changed(ctx context.Context, o omaha.Offer) error
+	// Rebooting tells the semaphore that the reboot is about to happen. An error means that the slot is not held any more.
+	Rebooting(ctx context.Context, o omaha.Offer) error
+	// Leave takes the claim back.
+	Leave(ctx context.Context, reason string) error
+	// Verdict says how the reboot went and frees the slot. Doing it again does nothing.
+	Verdict(ctx context.Context, v Verdict) error
+}
+
+// ApplyError is a failed Apply.
+type ApplyError struct {
+	Err       error
+	Code      int  // Omaha error code
+	Transient bool // the network, not the payload, is to blame
+}
+
+func (e *ApplyError) Error() string { return e.Err.Error() }
+func (e *ApplyError) Unwrap() error { return e.Err }
+
+// Progress says how far an Apply is.
+type Progress struct {
+	Done  int64   `json:"done"`  // bytes of the payload
+	Total int64   `json:"total"` // size of the payload
+	Rate  float64 `json:"rate"`  // bytes per second, lately
+	Step  string  `json:"step"`  // what is being done, in a word
+}
+
+// Engine carries out what [Core] decides.
+type Engine struct {
+	Core      *Core
+	Store     Store
+	Server    Server
+	Installer Installer
+	Gates     Gatekeeper
+	Health    func(context.Context) (good bool, reason string)
+	Rebooter  reboot.Rebooter
+	Log       *slog.Logger
+
+	start    sync.Once
+	events   chan any // Event or request
+	mu       sync.Mutex
+	view     Status
+	watching bool
+	change   chan struct{} // closed and replaced when the view changes
+}
+
+// request is a function that runs in the loop, between two steps.
+type request struct {
+	run  func() []Effect
+	done chan struct{}
+}
+
+// rebootPatience is how long a reboot may take to kill this process before it counts as failed.
+const rebootPatience = 10 * time.Minute
+
+// Run works until ctx is done, which is not an error, or until the rebooter wants the process to end (*[reboot.ExitError]).
+func (e *Engine) Run(ctx context.Context) error {
+	e.start.Do(func() { e.events = make(chan any, 16) })
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+
+	facts, err := e.Installer.Facts(ctx)
+	if err != nil {
+		return fmt.Errorf("looking at the disk: %w", err)
+	}
+	exit := make(chan error, 1)
+	launch := func(f func(context.Context) Event) {
+		wg.Go(func() {
+			ev := f(ctx)
+			if ev == nil || ctx.Err() != nil {
+				return
+			}
+			select {
+			case e.events <- ev:
+			case <-ctx.Done():
+			}
+		})
+	}
+	if err := e.perform(ctx, e.Core.Step(time.Now(), Start{facts}), launch, exit); err != nil {
+		return ignoreCancel(ctx, err)
+	}
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		e.publish()
+		wait := time.Hour
+		if next := e.Core.Next(); !next.IsZero() {
+			// Never longer than a minute: a suspended machine or a stepped clock must not sleep through its time.
+			wait = max(0, min(time.Until(next), time.Minute))
+		}
+		timer.Reset(wait)
+		var effects []Effect
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-exit:
+			return err
+		case <-timer.C:
+			effects = e.Core.Step(time.Now(), Wake{})
+		case ev := <-e.events:
+			switch ev := ev.(type) {
+			case *request:
+				effects = ev.run()
+				e.publish()
+				close(ev.done)
+			case Event:
+				effects = e.Core.Step(time.Now(), ev)
+			}
+		}
+		if err := e.perform(ctx, effects, launch, exit); err != nil {
+			return ignoreCancel(ctx, err)
+		}
+	}
+}
+
+func ignoreCancel(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// perform carries out effects in order. Those that take long are launched; they report with an event.
+func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func(context.Context) Event), exit chan<- error) error {
+	for _, ef := range effects {
+		switch ef := ef.(type) {
+		case Save:
+			if err := e.save(ctx); err != nil {
+				return err
+			}
+		case Note:
+			if ef.Warn {
+				e.Log.Warn(ef.Text)
+			} else {
+				e.Log.Info(ef.Text)
+			}
+		case AskServer:
+			launch(func(ctx context.Context) Event { return e.Server.Check(ctx, ef.OnDemand, ef.Unwedge) })
+		case AskGates:
+			launch(func(ctx context.Context) Event { return e.Gates.Ask(ctx, ef.Stage, ef.Offer) })
+		case Apply:
+			u := *e.Core.State.Update
+			launch(func(ctx context.Context) Event { return e.apply(ctx, u) })
+		case Arm:
+			u := *e.Core.State.Update
+			launch(func(ctx context.Context) Event {
+				if err := e.Installer.Arm(ctx, u); err != nil {
+					return ArmFailed{err}
+				}
+				return ArmedNow{}
+			})
+		case Disarm:
+			if err := e.Installer.Disarm(ctx, ef.Slot); err != nil {
+				e.Log.Error("a slot could not be made unbootable", "slot", ef.Slot, "error", err)
+			}
+		case Reboot:
+			o := omaha.Offer{}
+			if e.Core.State.Update != nil {
+				o = e.Core.State.Update.Offer
+			}
+			first := e.Core.State.Phase == Rebooting
+			e.Log.Info("rebooting", "reason", ef.Reason)
+			launch(func(ctx context.Context) Event { return e.reboot(ctx, o, ef.Reason, first, exit) })
+		case Health:
+			launch(func(ctx context.Context) Event {
+				good, reason := e.Health(ctx)
+				return Judged{good, reason}
+			})
+		case Confirm:
+			launch(func(ctx context.Context) Event {
+				if err := e.Installer.Confirm(ctx); err != nil {
+					return ConfirmFailed{err}
+				}
+				return Confirmed{}
+			})
+		case Deliver:
+			rs := append([]omaha.Event(nil), e.Core.State.Reports...)
+			launch(func(ctx context.Context) Event {
+				for i, r := range rs {
+					if err := e.Server.Report(ctx, r); err != nil {
+						e.Log.Warn("an event did not reach the server; it is kept", "error", err)
+						return Delivered{i, err}
+					}
+				}
+				return Delivered{len(rs), nil}
+			})
+		case GiveVerdict:
+			v := *e.Core.State.Verdict
+			launch(func(ctx context.Context) Event { return VerdictTaken{e.Gates.Verdict(ctx, v)} })
+		case LeaveQueue:
+			if err := e.Gates.Leave(ctx, ef.Reason); err != nil {
+				e.Log.Warn("the claim on the semaphore could not be taken back", "error", err)
+			}
+		}
+		if e.Core.State.Phase == Armed {
+			e.watchGates(launch)
+		}
+	}
+	return nil
+}
+
+// save does not give up: nothing that comes after it may begin before the state is on the disk.
+func (e *Engine) save(ctx context.Context) error {
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		err := e.Store.Save(e.Core.State)
+		if err == nil {
+			return nil
+		}
+		e.Log.Error("the state cannot be saved; nothing goes on until it can", "error", err)
+		e.Core.State.LastError, e.Core.State.ErrorAt = err.Error(), time.Now()
+		e.publish()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (e *Engine) apply(ctx context.Context, u Update) Event {
+	checkpoint := func(data json.RawMessage) {
+		select {
+		case e.events <- Checkpointed{data}:
+		case <-ctx.Done():
+		}
+	}
+	progress := func(p Progress) {
+		e.mu.Lock()
+		e.view.Progress = &p
+		e.notify()
+		e.mu.Unlock()
+	}
+	err := e.Installer.Apply(ctx, u, checkpoint, progress)
+	var ae *ApplyError
+	switch {
+	case err == nil:
+		return Applied{}
+	case errors.As(err, &ae):
+		return ApplyFailed{ae.Err, ae.Code, ae.Transient}
+	default:
+		return ApplyFailed{Err: err, Code: 1, Transient: true}
+	}
+}
+
+func (e *Engine) reboot(ctx context.Context, o omaha.Offer, reason string, first bool, exit chan<- error) Event {
+	if first {
+		if err := e.Gates.Rebooting(ctx, o); err != nil {
+			return RebootFailed{err}
+		}
+	}
+	err := e.Rebooter.Reboot(ctx, reason)
+	var end *reboot.ExitError
+	if errors.As(err, &end) {
+		exit <- end
+		return nil
+	}
+	if err != nil {
+		return RebootFailed{err}
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-time.After(rebootPatience):
+		return RebootFailed{fmt.Errorf("asked for %s ago, and this machine still runs", rebootPatience)}
+	}
+}
+
+// watchGates turns a change of the semaphore into an event, so that a host in the queue wakes at once.
+func (e *Engine) watchGates(launch func(func(context.Context) Event)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.watching || e.Core.State.Update == nil {
+		return
+	}
+	e.watching = true
+	o := e.Core.State.Update.Offer
+	launch(func(ctx context.Context) Event {
+		err := e.Gates.Changed(ctx, o)
+		e.mu.Lock()
+		e.watching = false
+		e.mu.Unlock()
+		if err != nil {
+			return nil // asked again in due time
+		}
+		return GatesChanged{}
+	})
+}

@@ -1,0 +1,34 @@
+package host
+
+import (
+	"context"
+	"errors"
+
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/updater"
+)
+
+// server is the update server as the engine asks it.
+type server struct {
+	client    omaha.Client
+	prefix    string // of the versions that are accepted
+	downgrade bool
+	why       func() string // what the host waits for, for the server's list of hosts
+}
+
+func (s *server) Check(ctx context.Context, onDemand, unwedge bool) updater.Answered {
+	a, err := s.client.Check(ctx, omaha.CheckRequest{
+		OnDemand: onDemand, Reset: unwedge, AllowDowngrade: s.downgrade, VersionPrefix: s.prefix, Hold: s.why(),
+	})
+	if err != nil {
+		ev := updater.Answered{Err: err}
+		var oe *omaha.Error
+		if errors.As(err, &oe) {
+			ev.Retry = oe.RetryAfter
+		}
+		return ev
+	}
+	return updater.Answered{Offer: a.Offer, Reason: a.Reason.Text, Wedged: a.Reason.Kind == omaha.InProgress, Retry: a.PollInterval}
+}
+
+func (s *server) Report(ctx context.Context, ev omaha.Event) error { return s.client.Report(ctx, ev) }

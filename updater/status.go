@@ -1,0 +1,203 @@
+package updater
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/flipside-linux/flipside/reboot"
+)
+
+// SlotStatus is one slot as the disk has it.
+type SlotStatus struct {
+	Label      string `json:"label"`
+	UUID       string `json:"uuid"`
+	Size       int64  `json:"size"` // bytes
+	Priority   uint8  `json:"priority"`
+	Tries      uint8  `json:"tries"`
+	Successful bool   `json:"successful"`
+	Running    bool   `json:"running"`
+	Next       bool   `json:"next"` // what the boot loader would choose now
+}
+
+// Status is everything that can be asked about a host. Its JSON form is stable within a schema version.
+type Status struct {
+	Schema  string    `json:"schema"`
+	Version string    `json:"version"` // of the running system
+	Slot    string    `json:"slot"`    // that it runs from
+	BootID  string    `json:"boot_id"`
+	Phase   Phase     `json:"phase"`
+	Since   time.Time `json:"since,omitzero"`
+	Why     string    `json:"why"` // one line: what it does, or why it does not move
+
+	Update     *UpdateStatus      `json:"update,omitempty"`
+	Progress   *Progress          `json:"progress,omitempty"`
+	Stage      Stage              `json:"gate_stage,omitempty"`
+	Gates      []reboot.Answer    `json:"gates,omitempty"`
+	Asking     bool               `json:"asking,omitempty"`  // the server or the gates are being asked right now
+	Blocked    bool               `json:"blocked,omitempty"` // a gate is against the next step
+	Slots      []SlotStatus       `json:"slots,omitempty"`
+	Quarantine map[string]Failure `json:"quarantine,omitempty"`
+
+	LastCheck  time.Time `json:"last_check,omitzero"`
+	NextCheck  time.Time `json:"next_check,omitzero"`
+	LastAnswer string    `json:"last_answer,omitempty"`
+	LastError  string    `json:"last_error,omitempty"`
+	ErrorAt    time.Time `json:"error_at,omitzero"`
+	LastUpdate *Done     `json:"last_update,omitempty"`
+	Unsent     int       `json:"unsent_reports,omitempty"`
+	Verdict    *Verdict  `json:"unsent_verdict,omitempty"`
+}
+
+// UpdateStatus is the update under way.
+type UpdateStatus struct {
+	Version string    `json:"version"`
+	Slot    string    `json:"slot"`
+	Size    int64     `json:"size"` // of the payload, bytes
+	Started time.Time `json:"started"`
+}
+
+const statusSchema = "flipside.status/v1"
+
+// Status describes the core's part of the host at now.
+func (c *Core) Status(now time.Time) Status {
+	st := c.State
+	v := Status{
+		Schema: statusSchema, Version: c.Facts.Version, Slot: c.Facts.Running, BootID: c.Facts.BootID,
+		Phase: st.Phase, Since: st.Since, Quarantine: st.Failures,
+		LastCheck: st.LastCheck, NextCheck: c.checkDue, LastAnswer: st.LastAnswer, LastError: st.LastError, ErrorAt: st.ErrorAt,
+		LastUpdate: st.LastUpdate, Unsent: len(st.Reports), Verdict: st.Verdict,
+		Stage: c.answersStage, Gates: c.answers,
+		Asking: c.busy && (st.Phase == Idle || st.Phase == Armed || c.offered != nil),
+	}
+	if _, stop := reboot.First(c.answers); stop && (st.Phase == Armed) == (c.answersStage == BeforeReboot) {
+		v.Blocked = true
+	}
+	if u := st.Update; u != nil {
+		v.Update = &UpdateStatus{u.Offer.Version, u.ToSlot, u.Offer.Size, u.Started}
+	}
+	v.Why = v.why(now)
+	return v
+}
+
+// why is the answer to "why is this host not moving?" in one line.
+func (v *Status) why(now time.Time) string {
+	errored := v.LastError != "" && !v.ErrorAt.Before(v.LastCheck)
+	next := ""
+	if !v.NextCheck.IsZero() {
+		next = "; next check in " + until(now, v.NextCheck)
+	}
+	switch v.Phase {
+	case Applying:
+		if errored && !v.NextCheck.IsZero() {
+			return fmt.Sprintf("%s; tried again in %s", v.LastError, until(now, v.NextCheck))
+		}
+		if p := v.Progress; p != nil && p.Total > 0 {
+			return fmt.Sprintf("%s release %s to %s: %d %% of %d MiB", p.Step, v.Update.Version, v.Update.Slot, p.Done*100/p.Total, p.Total>>20)
+		}
+		return fmt.Sprintf("taking release %s to %s", v.Update.Version, v.Update.Slot)
+	case Armed:
+		if v.Verdict != nil {
+			return strings.TrimSuffix("the semaphore has not yet taken the verdict on the last reboot: "+v.Verdict.Error, ": ")
+		}
+		if a, stop := reboot.First(v.Gates); stop && v.Stage == BeforeReboot {
+			return fmt.Sprintf("release %s is in place on %s and waits to reboot: %s", v.Update.Version, v.Update.Slot, a.Why)
+		}
+		return fmt.Sprintf("release %s is in place on %s; asking whether the host may reboot", v.Update.Version, v.Update.Slot)
+	case Rebooting:
+		return fmt.Sprintf("rebooting into release %s on %s", v.Update.Version, v.Update.Slot)
+	case Trial:
+		return fmt.Sprintf("first boot of release %s: checking whether the host is healthy", v.Update.Version)
+	case Failing:
+		return v.LastError + "; going back to the other slot"
+	}
+	if errored {
+		return v.LastError + next
+	}
+	if a, stop := reboot.First(v.Gates); stop && v.Stage == BeforeDownload {
+		return a.Why + next
+	}
+	if v.LastCheck.IsZero() {
+		return "the server has not been asked yet" + next
+	}
+	return fmt.Sprintf("%s (asked %s ago)%s", v.LastAnswer, until(v.LastCheck, now), next)
+}
+
+// until prints the time between two instants as people say it.
+func until(from, to time.Time) string {
+	d := max(0, to.Sub(from))
+	switch {
+	case d < time.Minute:
+		return d.Round(time.Second).String()
+	case d < 48*time.Hour:
+		d = d.Round(time.Minute)
+		if d < time.Hour {
+			return fmt.Sprintf("%dm", int(d.Minutes()))
+		}
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+// publish makes the core's state visible to other goroutines.
+func (e *Engine) publish() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p := e.view.Progress
+	e.view = e.Core.Status(time.Now())
+	if e.view.Phase == Applying {
+		e.view.Progress = p
+	}
+	e.notify()
+}
+
+func (e *Engine) notify() {
+	if e.change != nil {
+		close(e.change)
+	}
+	e.change = make(chan struct{})
+}
+
+// Status returns what can be said about the host now, and a channel that is closed when that changes.
+func (e *Engine) Status(ctx context.Context) (Status, <-chan struct{}) {
+	e.mu.Lock()
+	v := e.view
+	if e.change == nil {
+		e.change = make(chan struct{})
+	}
+	changed := e.change
+	e.mu.Unlock()
+	v.Why = v.why(time.Now())
+	if slots, err := e.Installer.Slots(ctx); err == nil {
+		v.Slots = slots
+	}
+	return v, changed
+}
+
+// CheckNow asks the server now, and gives the versions in forgive another chance.
+func (e *Engine) CheckNow(ctx context.Context, by string, forgive ...string) error {
+	return e.do(ctx, func() []Effect {
+		for _, v := range forgive {
+			e.Core.Forgive(v)
+		}
+		return e.Core.Step(time.Now(), CheckNow{by})
+	})
+}
+
+// do runs f in the loop.
+func (e *Engine) do(ctx context.Context, f func() []Effect) error {
+	e.start.Do(func() { e.events = make(chan any, 16) })
+	r := &request{f, make(chan struct{})}
+	select {
+	case e.events <- r:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-r.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
