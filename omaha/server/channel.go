@@ -1,0 +1,107 @@
+package server
+
+import (
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/blang/semver/v4"
+)
+
+// Channel is what hosts on one track get, and how fast. It is one file, which an operator may also edit by hand.
+// A file called stable@arm64-usr.toml is for the hosts on stable with that board, and goes before stable.toml.
+type Channel struct {
+	Version   string    `toml:"version" json:"version"`
+	Moved     time.Time `toml:"moved,omitempty" json:"moved,omitzero"`
+	Previous  []string  `toml:"previous,omitempty" json:"previous,omitempty"` // newest first: where a rollback goes
+	Floors    []string  `toml:"floors,omitempty" json:"floors,omitempty"`     // versions that no host may skip
+	Blacklist []string  `toml:"blacklist,omitempty" json:"blacklist,omitempty"`
+	Downgrade bool      `toml:"downgrade,omitempty" json:"downgrade,omitempty"` // offer the version to newer hosts too
+
+	Paused        bool   `toml:"paused,omitempty" json:"paused,omitempty"`
+	Percent       int    `toml:"percent,omitempty" json:"percent,omitempty"`               // of the hosts, 1..100; 0 is all
+	MaxConcurrent int    `toml:"max_concurrent,omitempty" json:"max_concurrent,omitempty"` // updates at once; 0 is no limit
+	MaxPerPeriod  int    `toml:"max_per_period,omitempty" json:"max_per_period,omitempty"` // updates begun in one period
+	Period        string `toml:"period,omitempty" json:"period,omitempty"`                 // default 1h
+	GrantTimeout  string `toml:"grant_timeout,omitempty" json:"grant_timeout,omitempty"`   // after it an update counts as timed out, default 2h
+	StopFailures  int    `toml:"stop_after_failures,omitempty" json:"stop_after_failures,omitempty"`
+	StopTimeouts  int    `toml:"stop_after_timeouts,omitempty" json:"stop_after_timeouts,omitempty"`
+	RetryFailed   string `toml:"retry_failed,omitempty" json:"retry_failed,omitempty"`   // before a host gets a version again that failed on it, doubling; default 1h
+	PollInterval  string `toml:"poll_interval,omitempty" json:"poll_interval,omitempty"` // what hosts are asked to wait between checks
+
+	Stopped string `toml:"stopped,omitempty" json:"stopped,omitempty"` // why the server stopped the rollout by itself
+}
+
+// duration reads one of the channel's times; check has seen that it can be read.
+func duration(s string, fallback time.Duration) time.Duration {
+	if d, err := time.ParseDuration(s); err == nil && d > 0 {
+		return d
+	}
+	return fallback
+}
+
+func (c Channel) period() time.Duration       { return duration(c.Period, time.Hour) }
+func (c Channel) grantTimeout() time.Duration { return duration(c.GrantTimeout, 2*time.Hour) }
+
+func (c Channel) retryFailed() time.Duration { return duration(c.RetryFailed, time.Hour) }
+
+func (c Channel) check() error {
+	for _, v := range append(append([]string{c.Version}, c.Floors...), c.Previous...) {
+		if v != "" {
+			if err := checkVersion(v); err != nil {
+				return err
+			}
+		}
+	}
+	for key, n := range map[string]int{"percent": c.Percent, "max_concurrent": c.MaxConcurrent, "max_per_period": c.MaxPerPeriod,
+		"stop_after_failures": c.StopFailures, "stop_after_timeouts": c.StopTimeouts} {
+		if n < 0 || (key == "percent" && n > 100) {
+			return fmt.Errorf("%s = %d is out of range", key, n)
+		}
+	}
+	for key, s := range map[string]string{"period": c.Period, "grant_timeout": c.GrantTimeout, "retry_failed": c.RetryFailed, "poll_interval": c.PollInterval} {
+		if s == "" {
+			continue
+		}
+		if d, err := time.ParseDuration(s); err != nil || d <= 0 {
+			return fmt.Errorf("%s = %q is not a time such as \"90m\"", key, s)
+		}
+	}
+	return nil
+}
+
+// next returns the version that a host on running gets: the lowest floor above it, or the channel's own.
+func (c Channel) next(running semver.Version) (semver.Version, error) {
+	target, err := semver.Parse(c.Version)
+	if err != nil {
+		return target, fmt.Errorf("version %q: %w", c.Version, err)
+	}
+	best := target
+	for _, f := range c.Floors {
+		floor, err := semver.Parse(f)
+		if err != nil {
+			return target, fmt.Errorf("floor %q: %w", f, err)
+		}
+		if floor.GT(running) && floor.LT(best) {
+			best = floor
+		}
+	}
+	return best, nil
+}
+
+// in says whether a host is among the first percent of the hosts for a version. It depends on nothing but the two
+// names: a host that is in stays in when the percentage grows, and each version draws its own order.
+func (c Channel) in(machine, version string) bool {
+	if c.Percent <= 0 || c.Percent >= 100 {
+		return true
+	}
+	h := fnv.New64a()
+	h.Write([]byte(version))
+	h.Write([]byte{0})
+	h.Write([]byte(machine))
+	x := h.Sum64()
+	x ^= x >> 33 // FNV mixes its last bytes poorly, and machine ids often differ only there
+	x *= 0xff51afd7ed558ccd
+	x ^= x >> 33
+	return x%100 < uint64(c.Percent)
+}

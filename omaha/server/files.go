@@ -1,0 +1,91 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+func makeDirs(dir string) error {
+	for _, sub := range []string{"channels", "releases", "payloads"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// payload serves the file of a published release, whole or in ranges. Only names from the catalog reach the file system.
+func (s *Server) payload(w http.ResponseWriter, r *http.Request) {
+	rel, ok := s.catalog.Load().payloads[r.PathValue("name")]
+	if !ok {
+		http.Error(w, "no such payload", http.StatusNotFound)
+		return
+	}
+	f, err := os.Open(filepath.Join(s.dir, "payloads", rel.Payload))
+	if err != nil {
+		s.log.Error("a published payload cannot be read", "error", err)
+		http.Error(w, "the payload cannot be read", http.StatusInternalServerError)
+		return
+	}
+	defer f.Close()
+	w.Header().Set("ETag", `"`+rel.SHA256+`"`)
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable") // a published version never changes
+	http.ServeContent(w, r, "", rel.Published, f)
+}
+
+// Status is the document of GET /v1/status.
+type Status struct {
+	Schema   string             `json:"schema"`
+	Time     time.Time          `json:"time"`
+	Channels map[string]Channel `json:"channels"`
+	Releases []Release          `json:"releases"`
+	Hosts    []Host             `json:"hosts"`
+	Failures []Failure          `json:"failures"`
+	Problems []string           `json:"problems"` // files of the directory that cannot be used
+}
+
+// Failure is a host's last failed update, in words.
+type Failure struct {
+	Host    string    `json:"host"`
+	Version string    `json:"version"`
+	Code    int       `json:"code"`
+	Words   string    `json:"words"`
+	At      time.Time `json:"at"`
+}
+
+// Status returns everything that the server knows.
+func (s *Server) Status() Status {
+	c := s.catalog.Load()
+	st := Status{
+		Schema: "flipside.serve-status/v1", Time: s.opt.Now().UTC(), Channels: c.channels,
+		Releases: []Release{}, Hosts: s.Hosts(), Failures: []Failure{}, Problems: slices.Clone(c.problems),
+	}
+	if st.Problems == nil {
+		st.Problems = []string{}
+	}
+	for _, r := range c.releases {
+		st.Releases = append(st.Releases, r)
+	}
+	slices.SortFunc(st.Releases, func(a, b Release) int { return compareVersions(a.Version, b.Version) })
+	for _, h := range st.Hosts {
+		if h.Failed != "" && h.Failed != h.Version {
+			st.Failures = append(st.Failures, Failure{Host: h.ID, Version: h.Failed, Code: h.ErrorCode, Words: codeWords(h.ErrorCode), At: h.FailedAt})
+		}
+	}
+	return st
+}
+
+func (s *Server) status(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(s.Status()); err != nil {
+		s.log.Debug("status not delivered", "error", err)
+	}
+}

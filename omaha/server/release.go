@@ -1,0 +1,296 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/blang/semver/v4"
+	"github.com/google/renameio/v2"
+)
+
+// Release is one published version. Its file is written once and never changed.
+type Release struct {
+	Version      string    `toml:"version" json:"version"`
+	Payload      string    `toml:"payload" json:"payload"` // file name below payloads/
+	Size         int64     `toml:"size" json:"size"`
+	SHA256       string    `toml:"sha256" json:"sha256"`                 // of the payload file, hexadecimal
+	SHA1         string    `toml:"sha1,omitempty" json:"-"`              // base64, for clients that ask for it
+	MetadataSize int64     `toml:"metadata_size" json:"metadata_size"`   // header and manifest, without the metadata signature
+	URLs         []string  `toml:"urls,omitempty" json:"urls,omitempty"` // mirrors: addresses of directories; default is this server
+	Notes        string    `toml:"notes,omitempty" json:"notes,omitempty"`
+	Published    time.Time `toml:"published" json:"published"`
+}
+
+// Errors of publishing that a caller may want to tell apart.
+var (
+	ErrNotPayload = errors.New("not an update payload")
+	ErrExists     = errors.New("this version is already published with another payload")
+	ErrUnknown    = errors.New("not known")
+)
+
+// namePattern is what a channel may be called: it becomes a file name and travels as an attribute.
+var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9_-]{1,32})?$`)
+
+// payloadHeader is what the first bytes of a payload say.
+type payloadHeader struct {
+	major        uint64
+	metadataSize int64
+}
+
+// readHeader reads the beginning of a payload: magic, major version, manifest size. All integers are big-endian. Major 2
+// has a fourth field, the size of the metadata signature, which does not count as metadata.
+func readHeader(r io.Reader, size int64) (payloadHeader, error) {
+	var raw [24]byte
+	if _, err := io.ReadFull(r, raw[:]); err != nil {
+		return payloadHeader{}, fmt.Errorf("%w: it has only %d bytes", ErrNotPayload, size)
+	}
+	if !bytes.Equal(raw[:4], []byte("CrAU")) {
+		return payloadHeader{}, fmt.Errorf("%w: it begins with %q", ErrNotPayload, raw[:4])
+	}
+	h := payloadHeader{major: binary.BigEndian.Uint64(raw[4:12])}
+	manifest := binary.BigEndian.Uint64(raw[12:20])
+	var header, signature uint64
+	switch h.major {
+	case 1:
+		header = 20
+	case 2:
+		header, signature = 24, uint64(binary.BigEndian.Uint32(raw[20:24]))
+	default:
+		return payloadHeader{}, fmt.Errorf("%w: major version %d", ErrNotPayload, h.major)
+	}
+	if manifest == 0 || manifest > uint64(size) || header+manifest+signature > uint64(size) {
+		return payloadHeader{}, fmt.Errorf("%w: a manifest of %d bytes in a file of %d", ErrNotPayload, manifest, size)
+	}
+	h.metadataSize = int64(header + manifest)
+	return h, nil
+}
+
+// Publisher writes releases into a directory, whether or not a server runs on it.
+type Publisher struct {
+	Dir string
+	Now func() time.Time // nil for the real clock
+	// Verify looks at a payload before it is published, such as at its signature; nil accepts any well-formed one.
+	Verify func(ctx context.Context, path string) error
+}
+
+// Add stores the payload file at path as version. The same file again is not an error; another one is [ErrExists].
+func (p *Publisher) Add(ctx context.Context, version, path string) (Release, error) {
+	if err := checkVersion(version); err != nil {
+		return Release{}, err
+	}
+	src, err := os.Open(path)
+	if err != nil {
+		return Release{}, fmt.Errorf("publish %s: %w", version, err)
+	}
+	defer src.Close()
+	info, err := src.Stat()
+	if err != nil {
+		return Release{}, fmt.Errorf("publish %s: %w", version, err)
+	}
+	if !info.Mode().IsRegular() {
+		return Release{}, fmt.Errorf("publish %s: %q is not a file", version, path)
+	}
+	header, err := readHeader(src, info.Size())
+	if err != nil {
+		return Release{}, fmt.Errorf("publish %s: %q: %w", version, path, err)
+	}
+	if p.Verify != nil {
+		if err := p.Verify(ctx, path); err != nil {
+			return Release{}, fmt.Errorf("publish %s: %q: %w", version, path, err)
+		}
+	}
+	if _, err := src.Seek(0, io.SeekStart); err != nil {
+		return Release{}, fmt.Errorf("publish %s: %w", version, err)
+	}
+	for _, dir := range []string{"payloads", "releases", "channels"} {
+		if err := os.MkdirAll(filepath.Join(p.Dir, dir), 0o755); err != nil {
+			return Release{}, fmt.Errorf("publish %s: %w", version, err)
+		}
+	}
+	rel, err := p.store(ctx, src, version, header)
+	if err != nil {
+		return Release{}, fmt.Errorf("publish %s: %w", version, err)
+	}
+	return rel, nil
+}
+
+// store copies the payload and writes the release's file, in this order: a release always finds its payload.
+func (p *Publisher) store(ctx context.Context, src io.Reader, version string, header payloadHeader) (Release, error) {
+	tmp, err := renameio.NewPendingFile(filepath.Join(p.Dir, "payloads", version+".payload"), renameio.WithPermissions(0o644))
+	if err != nil {
+		return Release{}, err
+	}
+	defer tmp.Cleanup()
+	hash := sha256.New()
+	n, err := io.Copy(io.MultiWriter(tmp, hash), &ctxReader{ctx, src})
+	if err != nil {
+		return Release{}, err
+	}
+	rel := Release{
+		Version: version, Payload: version + ".payload", Size: n, SHA256: hex.EncodeToString(hash.Sum(nil)),
+		MetadataSize: header.metadataSize, Published: p.now().UTC().Truncate(time.Second),
+	}
+	if old, err := readRelease(p.Dir, version); err == nil {
+		if old.SHA256 != rel.SHA256 {
+			return Release{}, fmt.Errorf("%w: %s", ErrExists, old.SHA256)
+		}
+		if info, err := os.Stat(filepath.Join(p.Dir, "payloads", old.Payload)); err == nil && info.Size() == old.Size {
+			return old, nil
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return Release{}, err
+	}
+	if err := tmp.CloseAtomicallyReplace(); err != nil {
+		return Release{}, err
+	}
+	if err := syncDir(filepath.Join(p.Dir, "payloads")); err != nil {
+		return Release{}, err
+	}
+	return rel, writeTOML(filepath.Join(p.Dir, "releases", version+".toml"), rel)
+}
+
+// Move lets a channel point at a published version. What else its file says about the rollout stays.
+func (p *Publisher) Move(channel, version string) (Channel, error) {
+	if !namePattern.MatchString(channel) {
+		return Channel{}, fmt.Errorf("channel %q is not a plain name", channel)
+	}
+	if _, err := readRelease(p.Dir, version); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return Channel{}, fmt.Errorf("move channel %s: version %q: %w", channel, version, ErrUnknown)
+		}
+		return Channel{}, fmt.Errorf("move channel %s: %w", channel, err)
+	}
+	return p.Change(channel, func(c *Channel) error {
+		if c.Version != version {
+			if c.Version != "" {
+				c.Previous = append([]string{c.Version}, c.Previous...)[:min(len(c.Previous)+1, 10)]
+			}
+			c.Version, c.Stopped = version, ""
+		}
+		c.Moved = p.now().UTC().Truncate(time.Second)
+		return nil
+	})
+}
+
+// Change reads a channel's file, lets edit change it, and writes it back whole.
+func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, error) {
+	if !namePattern.MatchString(channel) {
+		return Channel{}, fmt.Errorf("channel %q is not a plain name", channel)
+	}
+	c, err := readChannel(p.Dir, channel)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return Channel{}, err
+	}
+	if err := edit(&c); err != nil {
+		return Channel{}, err
+	}
+	if err := c.check(); err != nil {
+		return Channel{}, fmt.Errorf("channel %s: %w", channel, err)
+	}
+	if err := os.MkdirAll(filepath.Join(p.Dir, "channels"), 0o755); err != nil {
+		return Channel{}, err
+	}
+	return c, writeTOML(filepath.Join(p.Dir, "channels", channel+".toml"), c)
+}
+
+func (p *Publisher) now() time.Time {
+	if p.Now != nil {
+		return p.Now()
+	}
+	return time.Now()
+}
+
+func readRelease(dir, version string) (Release, error) {
+	var r Release
+	if err := readTOML(filepath.Join(dir, "releases", version+".toml"), &r); err != nil {
+		return r, err
+	}
+	return r, r.check(version)
+}
+
+// check keeps a hand-written file from leading outside the directory or to an offer that no client accepts.
+func (r Release) check(version string) error {
+	if err := checkVersion(r.Version); err != nil {
+		return err
+	}
+	sum, err := hex.DecodeString(r.SHA256)
+	switch {
+	case r.Version != version:
+		return fmt.Errorf("release %s: its file says version %q", version, r.Version)
+	case r.Payload == "" || r.Payload != filepath.Base(r.Payload) || strings.ContainsAny(r.Payload, `/\%`) || strings.HasPrefix(r.Payload, "."):
+		return fmt.Errorf("release %s: payload %q is not a plain file name", version, r.Payload)
+	case r.Size <= 0:
+		return fmt.Errorf("release %s: size %d", version, r.Size)
+	case err != nil || len(sum) != sha256.Size:
+		return fmt.Errorf("release %s: sha256 %q is not 64 hexadecimal digits", version, r.SHA256)
+	}
+	return nil
+}
+
+func checkVersion(version string) error {
+	if _, err := semver.Parse(version); err != nil || len(version) > 100 {
+		return fmt.Errorf("version %q is not three numbers with an optional -pre and +build", version)
+	}
+	return nil
+}
+
+func readTOML(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	meta, err := toml.Decode(string(data), v)
+	if err != nil {
+		return fmt.Errorf("%s: %w", filepath.Base(path), err)
+	}
+	if extra := meta.Undecoded(); len(extra) > 0 {
+		return fmt.Errorf("%s: unknown key %q", filepath.Base(path), extra[0].String())
+	}
+	return nil
+}
+
+// writeTOML replaces a file whole: flushed, renamed, and its directory flushed as well.
+func writeTOML(path string, v any) error {
+	var b bytes.Buffer
+	if err := toml.NewEncoder(&b).Encode(v); err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(path, b.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// ctxReader ends a copy when its context ends.
+type ctxReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *ctxReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}

@@ -1,0 +1,225 @@
+package server
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/blang/semver/v4"
+	wire "github.com/flatcar/go-omaha/omaha"
+)
+
+// rollout is how far one version has come on one channel. It begins anew when the channel moves.
+type rollout struct {
+	version  string
+	active   map[string]bool // hosts that update now
+	granted  []time.Time     // when grants were given, within the last period
+	failures map[string]bool // hosts whose failure speaks against the release
+	timeouts map[string]bool // hosts that were not heard of in time
+}
+
+// of returns the rollout of a channel's version.
+func (s *Server) of(channel, version string) *rollout {
+	r := s.rollouts[channel]
+	if r == nil {
+		r = &rollout{active: map[string]bool{}}
+		s.rollouts[channel] = r
+	}
+	if r.version != version {
+		r.version, r.failures, r.timeouts = version, map[string]bool{}, map[string]bool{}
+	}
+	return r
+}
+
+// event applies one event to a host. What does not fit the host's state changes nothing, and is acknowledged all the
+// same: a host that repeats itself after a lost answer is right to do so.
+func (s *Server) event(h *Host, e *wire.EventRequest, now time.Time) {
+	type pair struct{ kind, result int }
+	switch (pair{int(e.Type), int(e.Result)}) {
+	case pair{13, 1}:
+		s.advance(h, Downloading, now)
+	case pair{14, 1}:
+		s.advance(h, Downloaded, now)
+	case pair{800, 1}, pair{3, 1}:
+		s.advance(h, Installed, now)
+	case pair{3, 2}:
+		// update_engine says 3/2 at every poll with an empty version, and "0.0.0.0" the first time ever: only a real
+		// previous version tells of an update.
+		if e.PreviousVersion == "" || e.PreviousVersion == "0.0.0.0" || e.PreviousVersion == h.Version {
+			return
+		}
+		h.Previous = clean(e.PreviousVersion)
+		s.finish(h, Complete, now)
+	case pair{3, 0}:
+		if h.Target == "" {
+			return // nothing was granted: an error of the check itself, or a failure that was told before
+		}
+		version := h.Target
+		if version != h.Failed {
+			h.Failures = 0
+		}
+		h.Failed, h.FailedAt, h.ErrorCode, h.Failures = version, now, e.ErrorCode, h.Failures+1
+		s.finish(h, Failed, now)
+		if r := s.rollouts[h.Channel]; r != nil && version == r.version && blamesRelease(e.ErrorCode) {
+			r.failures[h.ID] = true
+			s.stop(h.Channel, r)
+		}
+	}
+}
+
+// advance moves a host on within an update that it was granted.
+func (s *Server) advance(h *Host, state State, now time.Time) {
+	if h.Target != "" && (h.State.active() || h.State == TimedOut) {
+		h.set(state, now)
+		if r := s.rollouts[h.Channel]; r != nil {
+			r.active[h.ID] = true
+		}
+	}
+}
+
+// finish ends a host's update.
+func (s *Server) finish(h *Host, state State, now time.Time) {
+	h.set(state, now)
+	h.Target = ""
+	if r := s.rollouts[h.Channel]; r != nil {
+		delete(r.active, h.ID)
+	}
+}
+
+// expire takes the place of a host that was not heard of in time, so that others can have it. The host itself is not
+// stuck: its next check or event goes on where it was.
+func (s *Server) expire(now time.Time) {
+	c := s.catalog.Load()
+	for name, r := range s.rollouts {
+		ch, ok := c.channels[name]
+		if !ok {
+			continue
+		}
+		limit := now.Add(-ch.grantTimeout())
+		for id := range r.active {
+			h := s.hosts[id]
+			if h == nil || h.Channel != name {
+				delete(r.active, id)
+				continue
+			}
+			if h.GrantedAt.After(limit) {
+				continue
+			}
+			delete(r.active, id)
+			if h.State != Installed { // one that waits for its reboot has done its part
+				h.set(TimedOut, now)
+				if h.Target == r.version {
+					r.timeouts[id] = true
+					s.stop(name, r)
+				}
+			}
+		}
+	}
+}
+
+// stop ends a rollout by itself when it went wrong often enough. It writes the reason into the channel's file, so that
+// a restart does not forget it and an operator sees it there.
+func (s *Server) stop(name string, r *rollout) {
+	ch, ok := s.catalog.Load().channels[name]
+	if !ok || ch.Stopped != "" || ch.Version != r.version {
+		return
+	}
+	var why string
+	switch {
+	case ch.StopFailures > 0 && len(r.failures) >= ch.StopFailures:
+		why = fmt.Sprintf("%d hosts failed with %s", len(r.failures), r.version)
+	case ch.StopTimeouts > 0 && len(r.timeouts) >= ch.StopTimeouts:
+		why = fmt.Sprintf("%d hosts did not finish %s in time", len(r.timeouts), r.version)
+	default:
+		return
+	}
+	s.log.Error("rollout stopped", "channel", name, "why", why)
+	if _, err := s.publish.Change(name, func(c *Channel) error { c.Stopped = why; return nil }); err != nil {
+		s.log.Error("the stop could not be written into the channel's file", "channel", name, "error", err)
+	}
+	// The catalog is read again before the next answer; until then nothing is granted, because the lock is held.
+	if err := s.Reload(); err != nil {
+		s.log.Error("the release directory cannot be read", "error", err)
+	}
+}
+
+// decide answers a check: a release, or why there is none ("" when the host has what it should have).
+func (s *Server) decide(c *catalog, h *Host, name string, ch Channel, running semver.Version, prefix string, now time.Time) (*Release, string) {
+	if now := s.catalog.Load(); now != c { // an event of this very request stopped the rollout
+		ch = now.channels[name]
+	}
+	if ch.Version == "" {
+		return nil, fmt.Sprintf("channel %s holds no release", name)
+	}
+	target, err := ch.next(running)
+	if err != nil {
+		return nil, err.Error()
+	}
+	r := s.of(name, ch.Version)
+	version := target.String()
+	if cmp := target.Compare(running); cmp == 0 || (cmp < 0 && !ch.Downgrade) {
+		if h.State.active() || h.State == TimedOut {
+			if h.Target == h.Version {
+				s.finish(h, Complete, now)
+			} else {
+				s.finish(h, Current, now)
+			}
+		} else if h.State != Complete {
+			s.finish(h, Current, now)
+		}
+		return nil, ""
+	}
+	rel, ok := c.releases[version]
+	if !ok {
+		return nil, fmt.Sprintf("release %s is not in the directory", version)
+	}
+	if why := s.held(h, ch, r, rel, prefix, now); why != "" {
+		if !h.State.active() && h.State != Failed {
+			h.set(Held, now)
+		}
+		return nil, why
+	}
+	if h.Target != version || !r.active[h.ID] {
+		h.GrantedAt = now
+		r.granted = append(r.granted, now)
+	}
+	h.Target = version
+	r.active[h.ID] = true
+	h.set(Granted, now)
+	return &rel, ""
+}
+
+// held says why a host may not have a release now, or "".
+func (s *Server) held(h *Host, ch Channel, r *rollout, rel Release, prefix string, now time.Time) string {
+	switch {
+	case slices.Contains(ch.Blacklist, rel.Version):
+		return fmt.Sprintf("release %s is withdrawn", rel.Version)
+	case ch.Stopped != "":
+		return "the rollout was stopped: " + ch.Stopped
+	case ch.Paused:
+		return "the rollout is paused"
+	case now.Before(h.retryAt(rel.Version, ch.retryFailed())):
+		return fmt.Sprintf("release %s failed on this host, it may try again at %s", rel.Version, h.retryAt(rel.Version, ch.retryFailed()).UTC().Format(time.RFC3339))
+	case prefix != "" && !strings.HasPrefix(rel.Version+".", strings.TrimSuffix(prefix, ".")+"."):
+		return fmt.Sprintf("the host asks for %s only", clean(prefix))
+	case !ch.in(h.ID, rel.Version):
+		return fmt.Sprintf("the release goes to %d %% of the hosts so far", ch.Percent)
+	}
+	if h.Target == rel.Version && r.active[h.ID] {
+		return "" // it has its place already
+	}
+	if ch.MaxConcurrent > 0 && len(r.active) >= ch.MaxConcurrent {
+		return fmt.Sprintf("%d hosts update now, the limit is %d", len(r.active), ch.MaxConcurrent)
+	}
+	if ch.MaxPerPeriod > 0 {
+		begin := now.Add(-ch.period())
+		r.granted = slices.DeleteFunc(r.granted, func(t time.Time) bool { return !t.After(begin) })
+		if len(r.granted) >= ch.MaxPerPeriod {
+			return fmt.Sprintf("%d hosts began in the last %s, the limit is %d", len(r.granted), ch.period(), ch.MaxPerPeriod)
+		}
+	} else {
+		r.granted = nil
+	}
+	return ""
+}

@@ -1,0 +1,184 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options configure a server. The zero value serves any application id with payload addresses on the address that the
+// client has connected to.
+type Options struct {
+	AppID     string        // the application that is served; empty for any
+	PublicURL string        // where clients find this server, such as https://updates.example.org; never taken from a request
+	Refresh   time.Duration // how often the directory is looked at, default 1 s
+	Logger    *slog.Logger  // nil logs nothing
+	Now       func() time.Time
+}
+
+// Server is a release server on one directory. It is an [http.Handler].
+type Server struct {
+	dir     string
+	opt     Options
+	log     *slog.Logger
+	publish Publisher
+	mux     *http.ServeMux
+	public  atomic.Pointer[string]
+
+	loadMu  sync.Mutex // reading the directory
+	loaded  time.Time
+	catalog atomic.Pointer[catalog]
+
+	mu       sync.Mutex // everything below: one request is decided at a time
+	hosts    map[string]*Host
+	rollouts map[string]*rollout // by channel
+}
+
+// New opens the directory dir, which is made when it does not exist.
+func New(dir string, opt Options) (*Server, error) {
+	if opt.Refresh <= 0 {
+		opt.Refresh = time.Second
+	}
+	if opt.Now == nil {
+		opt.Now = time.Now
+	}
+	s := &Server{
+		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now},
+		hosts: make(map[string]*Host), rollouts: make(map[string]*rollout),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if err := s.SetPublicURL(opt.PublicURL); err != nil {
+		return nil, err
+	}
+	if err := makeDirs(dir); err != nil {
+		return nil, fmt.Errorf("open release directory: %w", err)
+	}
+	if err := s.reload(opt.Now()); err != nil {
+		return nil, err
+	}
+	s.mux = http.NewServeMux()
+	s.mux.HandleFunc("POST /v1/update", s.update)
+	s.mux.HandleFunc("POST /v1/update/{$}", s.update)
+	s.mux.HandleFunc("GET /payloads/{name}", s.payload)
+	s.mux.HandleFunc("GET /v1/status", s.status)
+	return s, nil
+}
+
+// Close ends the server's use of its directory.
+func (s *Server) Close() error { return nil }
+
+// SetPublicURL sets the address under which clients find this server; empty means the address they have connected to.
+func (s *Server) SetPublicURL(raw string) error {
+	raw = strings.TrimSuffix(raw, "/")
+	if raw != "" {
+		u, err := url.Parse(raw)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+			return fmt.Errorf("public address %q is not a plain http:// or https:// address", raw)
+		}
+	}
+	s.public.Store(&raw)
+	return nil
+}
+
+// Publish stores the payload file at path as version and moves channel to it. Hosts get it from their next check on.
+func (s *Server) Publish(ctx context.Context, channel, version, path string) (Release, error) {
+	rel, err := s.publish.Add(ctx, version, path)
+	if err != nil {
+		return rel, err
+	}
+	_, err = s.publish.Move(channel, version)
+	return rel, errors.Join(err, s.Reload())
+}
+
+// Reload reads the directory now instead of at the next look.
+func (s *Server) Reload() error {
+	s.loadMu.Lock()
+	defer s.loadMu.Unlock()
+	return s.reload(s.opt.Now())
+}
+
+// Hosts returns what is known about every host, by id.
+func (s *Server) Hosts() []Host {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire(s.opt.Now())
+	out := make([]Host, 0, len(s.hosts))
+	for _, h := range s.hosts {
+		out = append(out, *h)
+	}
+	slices.SortFunc(out, func(a, b Host) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+// Host returns what is known about one host.
+func (s *Server) Host(id string) (Host, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h, ok := s.hosts[id]; ok {
+		return *h, true
+	}
+	return Host{}, false
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if err := s.refresh(s.opt.Now()); err != nil {
+		s.log.Error("the release directory cannot be read", "error", err)
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+// Serve answers connections on l until ctx ends, with the limits that a server in the open needs.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second, // requests are small; answers may be long
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	defer stop()
+	err := srv.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) && ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// base returns the address below which this server's payloads are. The request's Host header has no say in it: who
+// forges one could otherwise send a host elsewhere.
+func (s *Server) base(r *http.Request) string {
+	if public := *s.public.Load(); public != "" {
+		return public + "/payloads/"
+	}
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	addr, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if !ok {
+		return scheme + "://127.0.0.1/payloads/"
+	}
+	return scheme + "://" + addr.String() + "/payloads/"
+}

@@ -1,0 +1,227 @@
+package server
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/xml"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/blang/semver/v4"
+	wire "github.com/flatcar/go-omaha/omaha"
+
+	"github.com/flipside-linux/flipside/omaha/internal/strict"
+)
+
+// maxRequest bounds a request; update_engine's are below 1 KiB.
+const maxRequest = 64 << 10
+
+func requestLimits() strict.Limits {
+	return strict.Limits{
+		Bytes: maxRequest, Depth: 8, Elements: 256, Attributes: 40, Value: 1 << 10, Text: 4 << 10,
+		Children: map[string]int{"request/app": 16, "request/os": 1, "app/ping": 1, "app/updatecheck": 1, "app/event": 32},
+	}
+}
+
+// responseDoc is go-omaha's response with the two attributes of an update check that it does not know.
+type responseDoc struct {
+	wire.Response
+	Apps []appDoc `xml:"app"`
+}
+
+type appDoc struct {
+	*wire.AppResponse
+	UpdateCheck *checkDoc `xml:"updatecheck"`
+}
+
+type checkDoc struct {
+	wire.UpdateResponse
+	PollInterval int    `xml:"PollInterval,attr,omitempty"` // seconds
+	Hold         string `xml:"hold,attr,omitempty"`         // why a noupdate is a "not yet"
+}
+
+// reported is what our own client says beyond the protocol.
+type reported struct {
+	Apps []struct {
+		Hold *string `xml:"hold,attr"`
+	} `xml:"app"`
+}
+
+// update answers POST /v1/update.
+func (s *Server) update(w http.ResponseWriter, r *http.Request) {
+	data, err := strict.Read(r.Body, maxRequest)
+	if err != nil {
+		http.Error(w, "the request cannot be read", http.StatusBadRequest)
+		return
+	}
+	if err := strict.Check(data, "request", requestLimits()); err != nil {
+		http.Error(w, "the request is not a plain Omaha 3.0 document", http.StatusBadRequest)
+		return
+	}
+	req, err := wire.ParseRequest("", bytes.NewReader(data))
+	if err != nil {
+		http.Error(w, "the request is not an Omaha 3.0 document", http.StatusBadRequest)
+		return
+	}
+	var more reported
+	if err := xml.Unmarshal(data, &more); err != nil {
+		http.Error(w, "the request is not an Omaha 3.0 document", http.StatusBadRequest)
+		return
+	}
+	doc := responseDoc{Response: wire.Response{Protocol: "3.0", Server: "flipside", DayStart: wire.DayStart{ElapsedSeconds: "0"}}}
+	for i, app := range req.Apps {
+		doc.Apps = append(doc.Apps, s.app(app, more.Apps[i].Hold, s.base(r)))
+	}
+	body, err := xml.Marshal(doc)
+	if err != nil {
+		s.log.Error("an answer could not be written", "error", err)
+		http.Error(w, "internal error", http.StatusInternalServerError)
+		return
+	}
+	body = append([]byte(xml.Header), body...)
+	w.Header().Set("Content-Type", "text/xml; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Header().Set("Cache-Control", "no-store")
+	w.Write(body)
+}
+
+// app answers for one application. Events come first: they may change what the check may answer.
+func (s *Server) app(req *wire.AppRequest, waits *string, base string) appDoc {
+	out := appDoc{AppResponse: &wire.AppResponse{ID: req.ID, Status: wire.AppOK}}
+	refuse := func(status wire.AppStatus) appDoc {
+		out.Status = status
+		if req.UpdateCheck != nil {
+			out.UpdateCheck = &checkDoc{UpdateResponse: wire.UpdateResponse{Status: wire.UpdateInternalError}}
+		}
+		return out
+	}
+	if s.opt.AppID != "" && !sameApp(req.ID, s.opt.AppID) {
+		return refuse(wire.AppUnknownID)
+	}
+	running, err := semver.Parse(req.Version)
+	if err != nil || !plainID(req.MachineID) {
+		return refuse("error-instanceRegistrationFailed")
+	}
+	if req.Ping != nil {
+		out.AddPing()
+	}
+	for range req.Events {
+		out.AddEvent()
+	}
+
+	now := s.opt.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.catalog.Load()
+	s.expire(now)
+	h := s.register(req, waits, now)
+	name, ch, known := c.channel(req.Track, req.Board)
+	if known {
+		h.Channel = name
+	}
+	for _, e := range req.Events {
+		s.event(h, e, now)
+	}
+	if req.UpdateCheck == nil {
+		return out
+	}
+	if !known {
+		h.Why = fmt.Sprintf("there is no channel %q", req.Track)
+		return refuse("error-unknownApplicationOrGroup")
+	}
+	check := &checkDoc{PollInterval: int(duration(ch.PollInterval, 0) / time.Second)}
+	out.UpdateCheck = check
+	rel, why := s.decide(c, h, name, ch, running, req.UpdateCheck.TargetVersionPrefix, now)
+	h.Why = why
+	if rel == nil {
+		check.Status, check.Hold = wire.NoUpdate, why
+		return out
+	}
+	check.Status = wire.UpdateOK
+	check.fill(*rel, base)
+	return out
+}
+
+// fill writes an offer in the places where all clients look, with SHA-256 in both spellings.
+func (check *checkDoc) fill(rel Release, base string) {
+	for _, u := range rel.URLs {
+		check.AddURL(u)
+	}
+	check.AddURL(base)
+	sum, _ := hex.DecodeString(rel.SHA256) // the catalog holds only releases whose digest can be read
+	m := check.AddManifest(rel.Version)
+	p := m.AddPackage()
+	p.Name, p.Size, p.SHA256, p.SHA1, p.Required = rel.Payload, uint64(rel.Size), rel.SHA256, rel.SHA1, true
+	a := m.AddAction("postinstall")
+	a.SHA256, a.DisablePayloadBackoff = base64.StdEncoding.EncodeToString(sum), true
+	if rel.MetadataSize > 0 {
+		a.MetadataSize = strconv.FormatInt(rel.MetadataSize, 10)
+	}
+}
+
+// register notes that a host was here.
+func (s *Server) register(req *wire.AppRequest, waits *string, now time.Time) *Host {
+	h, ok := s.hosts[req.MachineID]
+	if !ok {
+		h = &Host{ID: req.MachineID, FirstSeen: now, State: Seen, ChangedAt: now}
+		s.hosts[req.MachineID] = h
+	}
+	h.LastSeen = now
+	h.Version, h.Track, h.Board = req.Version, clean(req.Track), clean(req.Board)
+	h.Alias, h.OEM = clean(req.MachineAlias), clean(req.OEM)
+	if waits != nil {
+		h.Waits = clean(*waits)
+	} else if req.UpdateCheck != nil || req.Ping != nil {
+		h.Waits = ""
+	}
+	return h
+}
+
+// sameApp compares application ids as clients write them: with or without braces, in any case.
+func sameApp(a, b string) bool {
+	return strings.EqualFold(strings.Trim(a, "{}"), strings.Trim(b, "{}"))
+}
+
+// plainID accepts what may identify a machine.
+func plainID(id string) bool {
+	if id == "" || len(id) > 50 {
+		return false
+	}
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// clean bounds a text from a host and takes away what could disturb a terminal or page.
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+	if len(s) > 200 {
+		s = strings.ToValidUTF8(s[:200], "")
+	}
+	return s
+}
+
+func compareVersions(a, b string) int {
+	x, err := semver.Parse(a)
+	if err != nil {
+		return strings.Compare(a, b)
+	}
+	y, err := semver.Parse(b)
+	if err != nil {
+		return strings.Compare(a, b)
+	}
+	return x.Compare(y)
+}
