@@ -205,6 +205,47 @@ func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, 
 	return c, writeTOML(filepath.Join(p.Dir, "channels", channel+".toml"), c)
 }
 
+// Channel reads a channel's file.
+func (p *Publisher) Channel(name string) (Channel, error) {
+	if !namePattern.MatchString(name) {
+		return Channel{}, fmt.Errorf("channel %q is not a plain name", name)
+	}
+	c, err := readChannel(p.Dir, name)
+	if errors.Is(err, os.ErrNotExist) {
+		return c, fmt.Errorf("channel %q: %w", name, ErrUnknown)
+	}
+	return c, err
+}
+
+// Rollback moves a channel back to the version it held before. With downgrade it is offered to newer hosts as well.
+func (p *Publisher) Rollback(name string, downgrade bool) (Channel, error) {
+	if _, err := p.Channel(name); err != nil {
+		return Channel{}, err
+	}
+	return p.Change(name, func(c *Channel) error {
+		if len(c.Previous) == 0 {
+			return fmt.Errorf("channel %s has held no other version: %w", name, ErrUnknown)
+		}
+		c.Version, c.Previous = c.Previous[0], c.Previous[1:]
+		c.Stopped, c.Downgrade, c.Moved = "", downgrade, p.now().UTC().Truncate(time.Second)
+		return nil
+	})
+}
+
+// Pause stops or resumes a channel's rollout. Resuming also lifts a stop that the server decided by itself.
+func (p *Publisher) Pause(name string, pause bool) (Channel, error) {
+	if _, err := p.Channel(name); err != nil {
+		return Channel{}, err
+	}
+	return p.Change(name, func(c *Channel) error {
+		c.Paused = pause
+		if !pause {
+			c.Stopped = ""
+		}
+		return nil
+	})
+}
+
 func (p *Publisher) now() time.Time {
 	if p.Now != nil {
 		return p.Now()

@@ -22,6 +22,7 @@ type Options struct {
 	AppID     string        // the application that is served; empty for any
 	PublicURL string        // where clients find this server, such as https://updates.example.org; never taken from a request
 	Refresh   time.Duration // how often the directory is looked at, default 1 s
+	ReadOnly  bool          // look at the directory only: nothing is made or written
 	Logger    *slog.Logger  // nil logs nothing
 	Now       func() time.Time
 }
@@ -62,8 +63,10 @@ func New(dir string, opt Options) (*Server, error) {
 	if err := s.SetPublicURL(opt.PublicURL); err != nil {
 		return nil, err
 	}
-	if err := makeDirs(dir); err != nil {
-		return nil, fmt.Errorf("open release directory: %w", err)
+	if !opt.ReadOnly {
+		if err := makeDirs(dir); err != nil {
+			return nil, fmt.Errorf("open release directory: %w", err)
+		}
 	}
 	if err := s.reload(opt.Now()); err != nil {
 		return nil, err

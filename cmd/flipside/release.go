@@ -1,0 +1,320 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/flipside-linux/flipside/omaha/server"
+)
+
+// releaseCommand works on a release server's directory; nothing of it needs the server to run.
+func (a *app) releaseCommand() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "release",
+		Short: "publish releases and steer their rollout",
+		Args:  cobra.NoArgs,
+	}
+	cmd.PersistentFlags().StringVar(&dir, "dir", defaultReleaseDir(), "the release server's directory (default $FLIPSIDE_RELEASES or .)")
+	cmd.AddCommand(
+		a.releasePublish(&dir), a.releaseList(&dir), a.releasePromote(&dir), a.releaseRollback(&dir),
+		a.releasePause(&dir, "pause", "let no further host begin with a channel's version", true),
+		a.releasePause(&dir, "resume", "go on with a paused or stopped rollout", false),
+		a.releaseHosts(),
+	)
+	return cmd
+}
+
+func (a *app) releasePublish(dir *string) *cobra.Command {
+	var channel, version string
+	cmd := &cobra.Command{
+		Use:   "publish FILE",
+		Short: "put a payload into the directory and move a channel to it",
+		Args:  exactArgs(1, "the payload FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if version == "" {
+				return usagef("--version is missing")
+			}
+			p := &server.Publisher{Dir: *dir}
+			rel, err := p.Add(cmd.Context(), version, args[0])
+			switch {
+			case errors.Is(err, server.ErrExists):
+				return withHint(err, "a version never changes once it is published: choose a new version number")
+			case errors.Is(err, server.ErrNotPayload):
+				return withHint(withExit(exitVerify, err), "make a payload from an image with: flipside payload create")
+			case err != nil:
+				return err
+			}
+			ch := server.Channel{}
+			if channel != "" {
+				if ch, err = p.Move(channel, version); err != nil {
+					return err
+				}
+			}
+			if a.json {
+				return a.printJSON(struct {
+					Schema  string          `json:"schema"`
+					Release server.Release  `json:"release"`
+					Channel string          `json:"channel,omitempty"`
+					State   *server.Channel `json:"channel_state,omitempty"`
+				}{"flipside.release/v1", rel, channel, orNil(channel != "", ch)})
+			}
+			fmt.Fprintf(a.stdout, "release %s: %s, sha256 %s\n", rel.Version, formatBytes(rel.Size), rel.SHA256)
+			if channel != "" {
+				a.sayChannel(channel, ch)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&channel, "channel", "", "the channel to move to it (default: none)")
+	cmd.Flags().StringVar(&version, "version", "", "the release's version, SemVer 2")
+	return cmd
+}
+
+func (a *app) releaseList(dir *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "show channels and releases",
+		Args:  exactArgs(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := os.Stat(filepath.Join(*dir, "releases")); err != nil {
+				return withHint(fmt.Errorf("read release directory: %w", err), "name it with --dir, or publish into it first")
+			}
+			s, err := server.New(*dir, server.Options{ReadOnly: true})
+			if err != nil {
+				return err
+			}
+			defer s.Close()
+			st := s.Status()
+			if a.json {
+				return a.printJSON(struct {
+					Schema   string                    `json:"schema"`
+					Channels map[string]server.Channel `json:"channels"`
+					Releases []server.Release          `json:"releases"`
+					Problems []string                  `json:"problems"`
+				}{"flipside.releases/v1", st.Channels, st.Releases, st.Problems})
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "CHANNEL\tVERSION\tROLLOUT")
+			for _, name := range sortedKeys(st.Channels) {
+				fmt.Fprintf(w, "%s\t%s\t%s\n", name, orDash(st.Channels[name].Version), rolloutWords(st.Channels[name]))
+			}
+			fmt.Fprintln(w, "\nRELEASE\tSIZE\tPUBLISHED")
+			for _, r := range st.Releases {
+				fmt.Fprintf(w, "%s\t%s\t%s\n", r.Version, formatBytes(r.Size), r.Published.Format(time.RFC3339))
+			}
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			for _, p := range st.Problems {
+				fmt.Fprintf(a.stderr, "flipside: %s\n", p)
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) releasePromote(dir *string) *cobra.Command {
+	var version, from string
+	cmd := &cobra.Command{
+		Use:   "promote CHANNEL",
+		Short: "move a channel to a published version, or to what another channel holds",
+		Args:  exactArgs(1, "CHANNEL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p := &server.Publisher{Dir: *dir}
+			if (version == "") == (from == "") {
+				return usagef("give either --version or --from")
+			}
+			if from != "" {
+				ch, err := p.Channel(from)
+				if err != nil {
+					return err
+				}
+				version = ch.Version
+			}
+			ch, err := p.Move(args[0], version)
+			if err != nil {
+				return withHint(err, "see what is published with: flipside release list")
+			}
+			return a.showChannel(args[0], ch)
+		},
+	}
+	cmd.Flags().StringVar(&version, "version", "", "the version to move to")
+	cmd.Flags().StringVar(&from, "from", "", "the channel whose version to take")
+	return cmd
+}
+
+func (a *app) releaseRollback(dir *string) *cobra.Command {
+	var downgrade bool
+	cmd := &cobra.Command{
+		Use:   "rollback CHANNEL",
+		Short: "move a channel back to the version it held before",
+		Long: `Move a channel back to the version it held before. Hosts that did not take the newer version yet stay where
+they are. Hosts that did are offered the older one only with --downgrade, and take it only when their own
+configuration allows that.`,
+		Args: exactArgs(1, "CHANNEL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ch, err := (&server.Publisher{Dir: *dir}).Rollback(args[0], downgrade)
+			if err != nil {
+				return err
+			}
+			return a.showChannel(args[0], ch)
+		},
+	}
+	cmd.Flags().BoolVar(&downgrade, "downgrade", false, "offer the older version to hosts that run the newer one")
+	return cmd
+}
+
+func (a *app) releasePause(dir *string, name, short string, pause bool) *cobra.Command {
+	return &cobra.Command{
+		Use:   name + " CHANNEL",
+		Short: short,
+		Args:  exactArgs(1, "CHANNEL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ch, err := (&server.Publisher{Dir: *dir}).Pause(args[0], pause)
+			if err != nil {
+				return err
+			}
+			return a.showChannel(args[0], ch)
+		},
+	}
+}
+
+func (a *app) releaseHosts() *cobra.Command {
+	var address string
+	cmd := &cobra.Command{
+		Use:   "hosts",
+		Short: "show the hosts that a running server knows, and why they do not move",
+		Args:  exactArgs(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			st, err := fetchStatus(cmd.Context(), address)
+			if err != nil {
+				return withHint(err, "is the server running? name it with --server")
+			}
+			if a.json {
+				return a.printJSON(struct {
+					Schema   string           `json:"schema"`
+					Hosts    []server.Host    `json:"hosts"`
+					Failures []server.Failure `json:"failures"`
+				}{"flipside.hosts/v1", st.Hosts, st.Failures})
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "HOST\tVERSION\tCHANNEL\tSTATE\tTARGET\tWHY")
+			for _, h := range st.Hosts {
+				why := h.Waits
+				if why == "" {
+					why = h.Why
+				}
+				name := h.Alias
+				if name == "" {
+					name = h.ID
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", name, h.Version, orDash(h.Channel), h.State, orDash(h.Target), why)
+			}
+			return w.Flush()
+		},
+	}
+	cmd.Flags().StringVar(&address, "server", "http://127.0.0.1:8787", "the server's address")
+	return cmd
+}
+
+// fetchStatus asks a running server for its status document.
+func fetchStatus(ctx context.Context, address string) (server.Status, error) {
+	var st server.Status
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(address, "/")+"/v1/status", nil)
+	if err != nil {
+		return st, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return st, fmt.Errorf("ask the server: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return st, fmt.Errorf("ask the server at %q: it answers %q", address, resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 256<<20)).Decode(&st); err != nil {
+		return st, fmt.Errorf("read the server's status: %w", err)
+	}
+	return st, nil
+}
+
+func (a *app) showChannel(name string, ch server.Channel) error {
+	if a.json {
+		return a.printJSON(struct {
+			Schema string         `json:"schema"`
+			Name   string         `json:"name"`
+			State  server.Channel `json:"channel"`
+		}{"flipside.channel/v1", name, ch})
+	}
+	a.sayChannel(name, ch)
+	return nil
+}
+
+func (a *app) sayChannel(name string, ch server.Channel) {
+	fmt.Fprintf(a.stdout, "channel %s: %s, %s\n", name, orDash(ch.Version), rolloutWords(ch))
+}
+
+// rolloutWords says in one line how a channel is rolled out.
+func rolloutWords(c server.Channel) string {
+	var words []string
+	switch {
+	case c.Stopped != "":
+		words = append(words, "stopped: "+c.Stopped)
+	case c.Paused:
+		words = append(words, "paused")
+	}
+	if c.Percent > 0 && c.Percent < 100 {
+		words = append(words, fmt.Sprintf("%d %% of the hosts", c.Percent))
+	} else {
+		words = append(words, "all hosts")
+	}
+	if c.MaxConcurrent > 0 {
+		words = append(words, fmt.Sprintf("%d at once", c.MaxConcurrent))
+	}
+	if c.MaxPerPeriod > 0 {
+		period := c.Period
+		if period == "" {
+			period = "1h"
+		}
+		words = append(words, fmt.Sprintf("%d per %s", c.MaxPerPeriod, period))
+	}
+	return strings.Join(words, ", ")
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func orNil[T any](ok bool, v T) *T {
+	if !ok {
+		return nil
+	}
+	return &v
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
