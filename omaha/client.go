@@ -91,13 +91,9 @@ func (c *Client) Check(ctx context.Context, req CheckRequest) (Answer, error) {
 	return answer, nil
 }
 
-// Report sends events, in order. The server's acknowledgement means that it has read them, not that it kept them.
-func (c *Client) Report(ctx context.Context, events ...Event) error {
-	const op = "event report"
-	if len(events) == 0 {
-		return nil
-	}
-	return c.exchange(ctx, op, request{events: events})
+// Report sends one event. The server's acknowledgement means that it has read it, not that it kept it.
+func (c *Client) Report(ctx context.Context, event Event) error {
+	return c.exchange(ctx, "event report", request{events: []Event{event}})
 }
 
 // Ping tells the server that this host lives, without asking for anything: what to send while a reboot is due.

@@ -99,8 +99,10 @@ func (l *lab) check(c *omaha.Client, events ...omaha.Event) omaha.Answer {
 
 func (l *lab) report(c *omaha.Client, events ...omaha.Event) {
 	l.t.Helper()
-	if err := c.Report(context.Background(), events...); err != nil {
-		l.t.Fatal(err)
+	for _, e := range events {
+		if err := c.Report(context.Background(), e); err != nil {
+			l.t.Fatal(err)
+		}
 	}
 }
 
