@@ -45,7 +45,8 @@ type Client struct {
 	AlephVersion string // the version that this host was installed with
 	OSPlatform   string // default CoreOS, as every Flatcar host says
 	OSVersion    string // default Chateau, likewise
-	OSArch       string // the machine's own word for its architecture, such as x86_64
+	OSArch       string // os@arch, for servers that go by it; leave it empty where Board is set
+	Machine      string // what uname -m says, default x86_64
 	UserAgent    string // "name-x.y.z", default flipside-1.0.0
 
 	HTTP           *HTTP         // required
@@ -217,7 +218,7 @@ func (c *Client) validate() error {
 	for name, value := range map[string]string{
 		"application id": c.AppID, "machine id": c.MachineID, "track": c.Track, "board": c.Board, "boot id": c.BootID,
 		"OEM": c.OEM, "OEM version": c.OEMVersion, "first version": c.AlephVersion, "OS platform": c.OSPlatform,
-		"OS version": c.OSVersion, "architecture": c.OSArch, "user agent": c.UserAgent,
+		"OS version": c.OSVersion, "architecture": c.OSArch, "machine": c.Machine, "user agent": c.UserAgent,
 	} {
 		if !plain(value) || len(value) > 256 {
 			return bad("%s %q is not plain text of at most 256 characters", name, Printable(value))

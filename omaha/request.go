@@ -23,6 +23,7 @@ type requestDoc struct {
 
 type appDoc struct {
 	*wire.AppRequest
+	Board         string `xml:"board,attr"`
 	MachineAlias  string `xml:"machinealias,attr"`
 	HardwareClass string `xml:"hardware_class,attr"`
 	DeltaOK       bool   `xml:"delta_okay,attr"`
@@ -59,11 +60,11 @@ func (c *Client) request(r request) ([]byte, error) {
 		Request: wire.Request{
 			Protocol: "3.0", InstallSource: source, IsMachine: 1, Version: c.agent(), UpdaterVersion: c.agent(),
 			OS: &wire.OS{
-				Platform: or(c.OSPlatform, "CoreOS"), Version: or(c.OSVersion, "Chateau"),
-				ServicePack: c.Version + "_" + or(c.OSArch, "x86_64"),
+				Platform: or(c.OSPlatform, "CoreOS"), Version: or(c.OSVersion, "Chateau"), Arch: c.OSArch,
+				ServicePack: c.Version + "_" + or(c.Machine, "x86_64"),
 			},
 		},
-		Apps: []appDoc{{AppRequest: app, MachineAlias: Printable(c.MachineAlias), Hold: Printable(r.hold)}},
+		Apps: []appDoc{{AppRequest: app, Board: c.Board, MachineAlias: Printable(c.MachineAlias), Hold: Printable(r.hold)}},
 	}
 	body, err := xml.Marshal(doc)
 	if err != nil {
