@@ -1,6 +1,9 @@
 package server
 
-import "time"
+import (
+	"time"
+	"unique"
+)
 
 // State is how far a host is with an update, as far as its events tell.
 type State string
@@ -47,6 +50,14 @@ type Host struct {
 	LastSeen  time.Time `json:"last_seen"`
 	GrantedAt time.Time `json:"granted_at,omitzero"`
 	ChangedAt time.Time `json:"changed_at"` // of State
+}
+
+// intern lets hosts share the words that many of them have: a hundred thousand hosts run few versions on few channels.
+func (h *Host) intern() *Host {
+	for _, s := range []*string{&h.Version, &h.Track, &h.Channel, &h.Board, &h.OEM, &h.Why, &h.Target, &h.Previous, &h.Failed} {
+		*s = unique.Make(*s).Value()
+	}
+	return h
 }
 
 // set changes the state and remembers when.

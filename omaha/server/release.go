@@ -81,6 +81,8 @@ func readHeader(r io.Reader, size int64) (payloadHeader, error) {
 type Publisher struct {
 	Dir string
 	Now func() time.Time // nil for the real clock
+	// Who is written into the audit log beside each change.
+	Who string
 	// Verify looks at a payload before it is published, such as at its signature; nil accepts any well-formed one.
 	Verify func(ctx context.Context, path string) error
 }
@@ -120,6 +122,9 @@ func (p *Publisher) Add(ctx context.Context, version, path string) (Release, err
 		}
 	}
 	rel, err := p.store(ctx, src, version, header)
+	if err == nil {
+		err = p.audit("publish", map[string]any{"version": rel.Version, "sha256": rel.SHA256, "size": rel.Size})
+	}
 	if err != nil {
 		return Release{}, fmt.Errorf("publish %s: %w", version, err)
 	}
@@ -189,6 +194,14 @@ func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, 
 	if !namePattern.MatchString(channel) {
 		return Channel{}, fmt.Errorf("channel %q is not a plain name", channel)
 	}
+	if err := os.MkdirAll(filepath.Join(p.Dir, "channels"), 0o755); err != nil {
+		return Channel{}, err
+	}
+	unlock, err := p.lock()
+	if err != nil {
+		return Channel{}, err
+	}
+	defer unlock()
 	c, err := readChannel(p.Dir, channel)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return Channel{}, err
@@ -199,10 +212,10 @@ func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, 
 	if err := c.check(); err != nil {
 		return Channel{}, fmt.Errorf("channel %s: %w", channel, err)
 	}
-	if err := os.MkdirAll(filepath.Join(p.Dir, "channels"), 0o755); err != nil {
+	if err := writeTOML(filepath.Join(p.Dir, "channels", channel+".toml"), c); err != nil {
 		return Channel{}, err
 	}
-	return c, writeTOML(filepath.Join(p.Dir, "channels", channel+".toml"), c)
+	return c, p.audit("channel", map[string]any{"channel": channel, "state": c})
 }
 
 // Channel reads a channel's file.

@@ -12,22 +12,42 @@ import (
 
 // rollout is how far one version has come on one channel. It begins anew when the channel moves.
 type rollout struct {
-	version  string
-	active   map[string]bool // hosts that update now
-	granted  []time.Time     // when grants were given, within the last period
-	failures map[string]bool // hosts whose failure speaks against the release
-	timeouts map[string]bool // hosts that were not heard of in time
+	Version  string          `json:"version"`
+	Granted  []time.Time     `json:"granted,omitempty"`  // when grants were given, within the last period
+	Failures map[string]bool `json:"failures,omitempty"` // hosts whose failure speaks against the release
+	Timeouts map[string]bool `json:"timeouts,omitempty"` // hosts that were not heard of in time
+	Stopped  bool            `json:"stopped,omitempty"`  // it was stopped when last looked at
+
+	active map[string]bool // hosts that update now: follows from the hosts
 }
 
-// of returns the rollout of a channel's version.
-func (s *Server) of(channel, version string) *rollout {
+// filled returns r with all its maps.
+func (r *rollout) filled() *rollout {
+	for _, m := range []*map[string]bool{&r.Failures, &r.Timeouts, &r.active} {
+		if *m == nil {
+			*m = map[string]bool{}
+		}
+	}
+	return r
+}
+
+// of returns the rollout of a channel. One that was stopped and is resumed counts its failures from zero again.
+func (s *Server) of(channel string, ch Channel) *rollout {
 	r := s.rollouts[channel]
 	if r == nil {
-		r = &rollout{active: map[string]bool{}}
+		r = (&rollout{}).filled()
 		s.rollouts[channel] = r
 	}
-	if r.version != version {
-		r.version, r.failures, r.timeouts = version, map[string]bool{}, map[string]bool{}
+	stopped := ch.Stopped != ""
+	if r.Version != ch.Version || (r.Stopped && !stopped) {
+		r.Version = ch.Version
+		clear(r.Failures)
+		clear(r.Timeouts)
+		s.touchRollout(channel)
+	}
+	if r.Stopped != stopped {
+		r.Stopped = stopped
+		s.touchRollout(channel)
 	}
 	return r
 }
@@ -61,8 +81,9 @@ func (s *Server) event(h *Host, e *wire.EventRequest, now time.Time) {
 		}
 		h.Failed, h.FailedAt, h.ErrorCode, h.Failures = version, now, e.ErrorCode, h.Failures+1
 		s.finish(h, Failed, now)
-		if r := s.rollouts[h.Channel]; r != nil && version == r.version && blamesRelease(e.ErrorCode) {
-			r.failures[h.ID] = true
+		if r := s.rollouts[h.Channel]; r != nil && version == r.Version && blamesRelease(e.ErrorCode) {
+			r.Failures[h.ID] = true
+			s.touchRollout(h.Channel)
 			s.stop(h.Channel, r)
 		}
 	}
@@ -109,8 +130,10 @@ func (s *Server) expire(now time.Time) {
 			delete(r.active, id)
 			if h.State != Installed { // one that waits for its reboot has done its part
 				h.set(TimedOut, now)
-				if h.Target == r.version {
-					r.timeouts[id] = true
+				s.touch(h)
+				if h.Target == r.Version {
+					r.Timeouts[id] = true
+					s.touchRollout(name)
 					s.stop(name, r)
 				}
 			}
@@ -122,15 +145,15 @@ func (s *Server) expire(now time.Time) {
 // a restart does not forget it and an operator sees it there.
 func (s *Server) stop(name string, r *rollout) {
 	ch, ok := s.catalog.Load().channels[name]
-	if !ok || ch.Stopped != "" || ch.Version != r.version {
+	if !ok || ch.Stopped != "" || ch.Version != r.Version {
 		return
 	}
 	var why string
 	switch {
-	case ch.StopFailures > 0 && len(r.failures) >= ch.StopFailures:
-		why = fmt.Sprintf("%d hosts failed with %s", len(r.failures), r.version)
-	case ch.StopTimeouts > 0 && len(r.timeouts) >= ch.StopTimeouts:
-		why = fmt.Sprintf("%d hosts did not finish %s in time", len(r.timeouts), r.version)
+	case ch.StopFailures > 0 && len(r.Failures) >= ch.StopFailures:
+		why = fmt.Sprintf("%d hosts failed with %s", len(r.Failures), r.Version)
+	case ch.StopTimeouts > 0 && len(r.Timeouts) >= ch.StopTimeouts:
+		why = fmt.Sprintf("%d hosts did not finish %s in time", len(r.Timeouts), r.Version)
 	default:
 		return
 	}
@@ -156,7 +179,7 @@ func (s *Server) decide(c *catalog, h *Host, name string, ch Channel, running se
 	if err != nil {
 		return nil, err.Error()
 	}
-	r := s.of(name, ch.Version)
+	r := s.of(name, ch)
 	version := target.String()
 	if cmp := target.Compare(running); cmp == 0 || (cmp < 0 && !ch.Downgrade) {
 		if h.State.active() || h.State == TimedOut {
@@ -182,7 +205,8 @@ func (s *Server) decide(c *catalog, h *Host, name string, ch Channel, running se
 	}
 	if h.Target != version || !r.active[h.ID] {
 		h.GrantedAt = now
-		r.granted = append(r.granted, now)
+		r.Granted = append(r.Granted, now)
+		s.touchRollout(name)
 	}
 	h.Target = version
 	r.active[h.ID] = true
@@ -214,12 +238,12 @@ func (s *Server) held(h *Host, ch Channel, r *rollout, rel Release, prefix strin
 	}
 	if ch.MaxPerPeriod > 0 {
 		begin := now.Add(-ch.period())
-		r.granted = slices.DeleteFunc(r.granted, func(t time.Time) bool { return !t.After(begin) })
-		if len(r.granted) >= ch.MaxPerPeriod {
-			return fmt.Sprintf("%d hosts began in the last %s, the limit is %d", len(r.granted), ch.period(), ch.MaxPerPeriod)
+		r.Granted = slices.DeleteFunc(r.Granted, func(t time.Time) bool { return !t.After(begin) })
+		if len(r.Granted) >= ch.MaxPerPeriod {
+			return fmt.Sprintf("%d hosts began in the last %s, the limit is %d", len(r.Granted), ch.period(), ch.MaxPerPeriod)
 		}
 	} else {
-		r.granted = nil
+		r.Granted = nil
 	}
 	return ""
 }

@@ -22,7 +22,7 @@ type Options struct {
 	AppID     string        // the application that is served; empty for any
 	PublicURL string        // where clients find this server, such as https://updates.example.org; never taken from a request
 	Refresh   time.Duration // how often the directory is looked at, default 1 s
-	ReadOnly  bool          // look at the directory only: nothing is made or written
+	ReadOnly  bool          // look at the releases only: nothing is made or written, and no host is known
 	Logger    *slog.Logger  // nil logs nothing
 	Now       func() time.Time
 }
@@ -35,6 +35,7 @@ type Server struct {
 	publish Publisher
 	mux     *http.ServeMux
 	public  atomic.Pointer[string]
+	closing sync.Once
 
 	loadMu  sync.Mutex // reading the directory
 	loaded  time.Time
@@ -43,6 +44,7 @@ type Server struct {
 	mu       sync.Mutex // everything below: one request is decided at a time
 	hosts    map[string]*Host
 	rollouts map[string]*rollout // by channel
+	store    *store              // nil when read-only
 }
 
 // New opens the directory dir, which is made when it does not exist.
@@ -54,7 +56,7 @@ func New(dir string, opt Options) (*Server, error) {
 		opt.Now = time.Now
 	}
 	s := &Server{
-		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now},
+		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now, Who: "server"},
 		hosts: make(map[string]*Host), rollouts: make(map[string]*rollout),
 	}
 	if s.log == nil {
@@ -71,6 +73,11 @@ func New(dir string, opt Options) (*Server, error) {
 	if err := s.reload(opt.Now()); err != nil {
 		return nil, err
 	}
+	if !opt.ReadOnly {
+		if err := s.open(); err != nil {
+			return nil, err
+		}
+	}
 	s.mux = http.NewServeMux()
 	s.mux.HandleFunc("POST /v1/update", s.update)
 	s.mux.HandleFunc("POST /v1/update/{$}", s.update)
@@ -79,8 +86,38 @@ func New(dir string, opt Options) (*Server, error) {
 	return s, nil
 }
 
-// Close ends the server's use of its directory.
-func (s *Server) Close() error { return nil }
+// open reads the saved state and begins to save.
+func (s *Server) open() error {
+	st, err := openStore(s.dir)
+	if err != nil {
+		return err
+	}
+	hosts, rollouts, err := st.load()
+	if err != nil {
+		st.db.Close()
+		return fmt.Errorf("read the state in %q: %w", s.dir, err)
+	}
+	s.store, s.hosts, s.rollouts = st, hosts, rollouts
+	go s.run()
+	return nil
+}
+
+// Close writes what is not on the disk yet and ends the server's use of its directory. Calls after the first do nothing.
+func (s *Server) Close() error {
+	if s.store == nil {
+		return nil
+	}
+	var err error
+	s.closing.Do(func() {
+		close(s.store.quit)
+		<-s.store.done
+		s.mu.Lock()
+		err = s.store.err
+		s.mu.Unlock()
+		err = errors.Join(err, s.store.db.Close())
+	})
+	return err
+}
 
 // SetPublicURL sets the address under which clients find this server; empty means the address they have connected to.
 func (s *Server) SetPublicURL(raw string) error {

@@ -222,3 +222,18 @@ func TestAddressesDoNotComeFromTheRequest(t *testing.T) {
 		t.Errorf("answer is %s", data)
 	}
 }
+
+// post sends any bytes as an update request.
+func (l *lab) post(body string) (int, string) {
+	l.t.Helper()
+	resp, err := http.Post(l.url+"/v1/update/", "text/xml", bytes.NewReader([]byte(body)))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return resp.StatusCode, string(data)
+}

@@ -75,7 +75,14 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 	}
 	doc := responseDoc{Response: wire.Response{Protocol: "3.0", Server: "flipside", DayStart: wire.DayStart{ElapsedSeconds: "0"}}}
 	for i, app := range req.Apps {
-		doc.Apps = append(doc.Apps, s.app(app, more.Apps[i].Hold, s.base(r)))
+		part, saved := s.app(app, more.Apps[i].Hold, s.base(r))
+		if saved != nil {
+			if err := s.saved(saved); err != nil {
+				http.Error(w, "the server cannot save its state", http.StatusServiceUnavailable)
+				return
+			}
+		}
+		doc.Apps = append(doc.Apps, part)
 	}
 	body, err := xml.Marshal(doc)
 	if err != nil {
@@ -90,22 +97,24 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 	w.Write(body)
 }
 
-// app answers for one application. Events come first: they may change what the check may answer.
-func (s *Server) app(req *wire.AppRequest, waits *string, base string) appDoc {
-	out := appDoc{AppResponse: &wire.AppResponse{ID: req.ID, Status: wire.AppOK}}
-	refuse := func(status wire.AppStatus) appDoc {
+// app answers for one application. Events come first: they may change what the check may answer. The answer must not
+// leave before saved is done.
+func (s *Server) app(req *wire.AppRequest, waits *string, base string) (out appDoc, saved *commit) {
+	out = appDoc{AppResponse: &wire.AppResponse{ID: req.ID, Status: wire.AppOK}}
+	refuse := func(status wire.AppStatus) {
 		out.Status = status
 		if req.UpdateCheck != nil {
 			out.UpdateCheck = &checkDoc{UpdateResponse: wire.UpdateResponse{Status: wire.UpdateInternalError}}
 		}
-		return out
 	}
 	if s.opt.AppID != "" && !sameApp(req.ID, s.opt.AppID) {
-		return refuse(wire.AppUnknownID)
+		refuse(wire.AppUnknownID)
+		return out, nil
 	}
 	running, err := semver.Parse(req.Version)
 	if err != nil || !plainID(req.MachineID) {
-		return refuse("error-instanceRegistrationFailed")
+		refuse("error-instanceRegistrationFailed")
+		return out, nil
 	}
 	if req.Ping != nil {
 		out.AddPing()
@@ -120,6 +129,14 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) appDoc {
 	c := s.catalog.Load()
 	s.expire(now)
 	h := s.register(req, waits, now)
+	before := *h
+	defer func() {
+		h.intern()
+		s.touch(h)
+		if h.State != before.State || h.Target != before.Target || h.Failures != before.Failures || h.Failed != before.Failed {
+			saved = s.durable()
+		}
+	}()
 	name, ch, known := c.channel(req.Track, req.Board)
 	if known {
 		h.Channel = name
@@ -128,11 +145,12 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) appDoc {
 		s.event(h, e, now)
 	}
 	if req.UpdateCheck == nil {
-		return out
+		return out, nil
 	}
 	if !known {
 		h.Why = fmt.Sprintf("there is no channel %q", req.Track)
-		return refuse("error-unknownApplicationOrGroup")
+		refuse("error-unknownApplicationOrGroup")
+		return out, nil
 	}
 	check := &checkDoc{PollInterval: int(duration(ch.PollInterval, 0) / time.Second)}
 	out.UpdateCheck = check
@@ -140,11 +158,11 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) appDoc {
 	h.Why = why
 	if rel == nil {
 		check.Status, check.Hold = wire.NoUpdate, why
-		return out
+		return out, nil
 	}
 	check.Status = wire.UpdateOK
 	check.fill(*rel, base)
-	return out
+	return out, nil
 }
 
 // fill writes an offer in the places where all clients look, with SHA-256 in both spellings.

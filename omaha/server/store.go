@@ -1,0 +1,257 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// ErrBusy is returned when another server runs on the same directory.
+var ErrBusy = errors.New("another server runs on this directory")
+
+// stateVersion is the layout of the state file. A newer one is refused, an older one is carried over on opening.
+const stateVersion = 1
+
+// store keeps the hosts and rollouts in DIR/state.db.
+//
+// A grant or an event is on the disk before its answer leaves the server, so that no host goes on with something that
+// a restarted server has forgotten. Requests that arrive while a commit runs share the next one. That a host was seen
+// again changes nothing that anybody relies on: it is written with the next commit, or after a while.
+type store struct {
+	db *bolt.DB
+
+	kick chan struct{} // somebody waits for a commit
+	quit chan struct{} // closed by Close
+	done chan struct{} // closed when the last commit is through
+
+	// Below Server.mu:
+	dirty    map[string]bool // hosts
+	rollouts map[string]bool // channels
+	waiting  *commit         // the commit that the next waiters share
+	err      error           // of the last commit
+}
+
+// commit is one write of everything that is dirty. done is closed when it is on the disk, or err is set.
+type commit struct {
+	done chan struct{}
+	err  error
+}
+
+// lazy is how long a last-seen time may be in memory only.
+const lazy = 5 * time.Second
+
+func openStore(dir string) (*store, error) {
+	db, err := bolt.Open(filepath.Join(dir, "state.db"), 0o600, &bolt.Options{Timeout: 500 * time.Millisecond, FreelistType: bolt.FreelistMapType})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("open the state in %q: %w", dir, ErrBusy)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the state in %q: %w", dir, err)
+	}
+	st := &store{
+		db: db, kick: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
+		dirty: map[string]bool{}, rollouts: map[string]bool{}, waiting: newCommit(),
+	}
+	if err := st.migrate(); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open the state in %q: %w", dir, err)
+	}
+	return st, nil
+}
+
+func newCommit() *commit { return &commit{done: make(chan struct{})} }
+
+func (st *store) migrate() error {
+	return st.db.Update(func(tx *bolt.Tx) error {
+		meta, err := tx.CreateBucketIfNotExists([]byte("meta"))
+		if err != nil {
+			return err
+		}
+		if v := meta.Get([]byte("version")); v != nil {
+			var version int
+			if err := json.Unmarshal(v, &version); err != nil || version < 1 || version > stateVersion {
+				return fmt.Errorf("it has layout %q, and this program knows up to %d", v, stateVersion)
+			}
+		}
+		for _, name := range []string{"hosts", "rollouts"} {
+			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
+				return err
+			}
+		}
+		return meta.Put([]byte("version"), []byte(fmt.Sprint(stateVersion)))
+	})
+}
+
+// load reads everything back.
+func (st *store) load() (map[string]*Host, map[string]*rollout, error) {
+	hosts, rollouts := make(map[string]*Host), make(map[string]*rollout)
+	err := st.db.View(func(tx *bolt.Tx) error {
+		err := tx.Bucket([]byte("hosts")).ForEach(func(k, v []byte) error {
+			h := new(Host)
+			if err := json.Unmarshal(v, h); err != nil {
+				return fmt.Errorf("host %q: %w", k, err)
+			}
+			hosts[h.ID] = h.intern()
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return tx.Bucket([]byte("rollouts")).ForEach(func(k, v []byte) error {
+			r := new(rollout)
+			if err := json.Unmarshal(v, r); err != nil {
+				return fmt.Errorf("rollout of %q: %w", k, err)
+			}
+			rollouts[string(k)] = r.filled()
+			return nil
+		})
+	})
+	for _, h := range hosts {
+		if r := rollouts[h.Channel]; r != nil && h.State.active() && h.Target != "" {
+			r.active[h.ID] = true
+		}
+	}
+	return hosts, rollouts, err
+}
+
+// run commits until quit. It is the only writer.
+func (s *Server) run() {
+	defer close(s.store.done)
+	ticker := time.NewTicker(lazy)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-s.store.kick:
+		case <-ticker.C:
+		case <-s.store.quit:
+			s.commit()
+			return
+		}
+		s.commit()
+	}
+}
+
+// commit writes what is dirty in one transaction.
+func (s *Server) commit() {
+	st := s.store
+	s.mu.Lock()
+	c := st.waiting
+	st.waiting = newCommit()
+	hosts := make(map[string][]byte, len(st.dirty))
+	var err error
+	for id := range st.dirty {
+		if hosts[id], err = json.Marshal(s.hosts[id]); err != nil {
+			break
+		}
+	}
+	rollouts := make(map[string][]byte, len(st.rollouts))
+	for name := range st.rollouts {
+		if err == nil {
+			rollouts[name], err = json.Marshal(s.rollouts[name])
+		}
+	}
+	clear(st.dirty)
+	clear(st.rollouts)
+	s.mu.Unlock()
+	if err == nil && len(hosts)+len(rollouts) > 0 {
+		err = st.write(hosts, rollouts)
+	}
+	if err != nil {
+		s.log.Error("the state could not be written", "error", err)
+		s.mu.Lock()
+		for id := range hosts { // to be tried again with the next commit
+			st.dirty[id] = true
+		}
+		for name := range rollouts {
+			st.rollouts[name] = true
+		}
+		s.mu.Unlock()
+	}
+	s.mu.Lock()
+	st.err = err
+	s.mu.Unlock()
+	c.err = err
+	close(c.done)
+}
+
+func (st *store) write(hosts, rollouts map[string][]byte) error {
+	return st.db.Update(func(tx *bolt.Tx) error {
+		b := tx.Bucket([]byte("hosts"))
+		for id, data := range hosts {
+			if err := b.Put([]byte(id), data); err != nil {
+				return err
+			}
+		}
+		b = tx.Bucket([]byte("rollouts"))
+		for name, data := range rollouts {
+			if err := b.Put([]byte(name), data); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// durable returns what to wait for until everything that is dirty now is on the disk. Server.mu is held.
+func (s *Server) durable() *commit {
+	if s.store == nil {
+		return nil
+	}
+	select {
+	case s.store.kick <- struct{}{}:
+	default: // a commit is due anyway
+	}
+	return s.store.waiting
+}
+
+// saved waits until c is on the disk. Server.mu is not held.
+func (s *Server) saved(c *commit) error {
+	select {
+	case <-c.done:
+		return c.err
+	case <-s.store.done:
+	}
+	select { // the last commit may have been this one
+	case <-c.done:
+		return c.err
+	default:
+		return errors.New("the server is closed")
+	}
+}
+
+// touch marks a host as changed. Server.mu is held.
+func (s *Server) touch(h *Host) {
+	if s.store != nil {
+		s.store.dirty[h.ID] = true
+	}
+}
+
+// touchRollout marks a rollout as changed. Server.mu is held.
+func (s *Server) touchRollout(name string) {
+	if s.store != nil {
+		s.store.rollouts[name] = true
+	}
+}
+
+// Backup writes a consistent copy of the state to w while the server runs.
+func (s *Server) Backup(w io.Writer) error {
+	if s.store == nil {
+		return errors.New("the server keeps no state")
+	}
+	s.mu.Lock()
+	c := s.durable()
+	s.mu.Unlock()
+	if err := s.saved(c); err != nil {
+		return err
+	}
+	return s.store.db.View(func(tx *bolt.Tx) error {
+		_, err := tx.WriteTo(w)
+		return err
+	})
+}
