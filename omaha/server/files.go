@@ -1,7 +1,7 @@
 package server
 
 import (
-	"encoding/json"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -35,7 +35,7 @@ func (s *Server) payload(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("ETag", `"`+rel.SHA256+`"`)
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable") // a published version never changes
-	http.ServeContent(w, r, "", rel.Published, f)
+	http.ServeContent(&countingWriter{w, s}, r, "", rel.Published, f)
 }
 
 // Status is the document of GET /v1/status.
@@ -80,12 +80,23 @@ func (s *Server) Status() Status {
 	return st
 }
 
-func (s *Server) status(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(s.Status()); err != nil {
-		s.log.Debug("status not delivered", "error", err)
-	}
+func (s *Server) status(w http.ResponseWriter, r *http.Request) { s.writeJSON(w, s.Status()) }
+
+// countingWriter counts what is sent of payloads.
+type countingWriter struct {
+	http.ResponseWriter
+	s *Server
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(p)
+	w.s.metrics.payload.Add(float64(n))
+	return n, err
+}
+
+// ReadFrom lets the kernel copy the file to the connection.
+func (w *countingWriter) ReadFrom(r io.Reader) (int64, error) {
+	n, err := io.Copy(w.ResponseWriter, r)
+	w.s.metrics.payload.Add(float64(n))
+	return n, err
 }

@@ -19,12 +19,13 @@ import (
 // Options configure a server. The zero value serves any application id with payload addresses on the address that the
 // client has connected to.
 type Options struct {
-	AppID     string        // the application that is served; empty for any
-	PublicURL string        // where clients find this server, such as https://updates.example.org; never taken from a request
-	Refresh   time.Duration // how often the directory is looked at, default 1 s
-	ReadOnly  bool          // look at the releases only: nothing is made or written, and no host is known
-	Logger    *slog.Logger  // nil logs nothing
-	Now       func() time.Time
+	AppID      string        // the application that is served; empty for any
+	PublicURL  string        // where clients find this server, such as https://updates.example.org; never taken from a request
+	AdminToken string        // lets its bearer change channels over HTTP; empty: nobody can
+	Refresh    time.Duration // how often the directory is looked at, default 1 s
+	ReadOnly   bool          // look at the releases only: nothing is made or written, and no host is known
+	Logger     *slog.Logger  // nil logs nothing
+	Now        func() time.Time
 }
 
 // Server is a release server on one directory. It is an [http.Handler].
@@ -36,6 +37,7 @@ type Server struct {
 	mux     *http.ServeMux
 	public  atomic.Pointer[string]
 	closing sync.Once
+	metrics *metrics
 
 	loadMu  sync.Mutex // reading the directory
 	loaded  time.Time
@@ -83,6 +85,9 @@ func New(dir string, opt Options) (*Server, error) {
 	s.mux.HandleFunc("POST /v1/update/{$}", s.update)
 	s.mux.HandleFunc("GET /payloads/{name}", s.payload)
 	s.mux.HandleFunc("GET /v1/status", s.status)
+	s.mux.HandleFunc("POST /v1/admin/channels/{name}", s.admin(s.order))
+	s.mux.HandleFunc("GET /v1/admin/backup", s.admin(s.backup))
+	s.metrics = newMetrics(s)
 	return s, nil
 }
 

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -236,4 +238,119 @@ func (l *lab) post(body string) (int, string) {
 		l.t.Fatal(err)
 	}
 	return resp.StatusCode, string(data)
+}
+
+func TestAdmin(t *testing.T) {
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	l.publishVersion("1.2.0", 2)
+	do := func(token, method, path, body string) (int, string) {
+		req, _ := http.NewRequest(method, l.url+path, strings.NewReader(body))
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		data, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(data)
+	}
+	const path = "/v1/admin/channels/stable"
+	if code, _ := do("", "POST", path, `{"action":"pause"}`); code != 403 {
+		t.Errorf("without a token in the options: %d", code)
+	}
+	l.opt.AdminToken = "secret"
+	for _, tc := range []struct {
+		token, body string
+		code        int
+	}{
+		{"", `{"action":"pause"}`, 401}, {"wrong", `{"action":"pause"}`, 401}, {"secret", `{"action":"explode"}`, 400},
+		{"secret", `{"actoin":"pause"}`, 400}, {"secret", `{`, 400}, {"secret", `{"action":"move","version":"9.9.9"}`, 404},
+		{"secret", `{"action":"limit","limits":{"percent":101}}`, 400}, {"secret", `{"action":"pause"}`, 200},
+	} {
+		if code, body := do(tc.token, "POST", path, tc.body); code != tc.code {
+			t.Errorf("%q with token %q: %d %s", tc.body, tc.token, code, body)
+		}
+	}
+	l.wants(l.client(1, "1.0.0"), "", "paused")
+	for _, body := range []string{`{"action":"resume"}`, `{"action":"limit","limits":{"percent":100,"max_concurrent":7},"blacklist":["1.2.0"]}`, `{"action":"rollback"}`} {
+		if code, answer := do("secret", "POST", path, body); code != 200 {
+			t.Errorf("%s: %d %s", body, code, answer)
+		}
+	}
+	l.wants(l.client(1, "1.0.0"), "1.1.0", "")
+	if ch, err := l.publish.Channel("stable"); err != nil || ch.MaxConcurrent != 7 || ch.Version != "1.1.0" {
+		t.Errorf("channel is %+v, %v", ch, err)
+	}
+	code, data := do("secret", "GET", "/v1/admin/backup", "")
+	if code != 200 || len(data) < 4096 {
+		t.Errorf("backup: %d, %d bytes", code, len(data))
+	}
+	copied := t.TempDir()
+	if err := os.WriteFile(filepath.Join(copied, "state.db"), []byte(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(copied, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if hosts := s.Hosts(); len(hosts) != 1 || hosts[0].Target != "1.1.0" {
+		t.Errorf("the backup holds %+v", hosts)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	l.check(l.client(1, "1.0.0"))
+	l.check(l.client(2, "1.1.0"))
+	l.post("nonsense")
+	resp, err := http.Get(l.url + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, _ := io.ReadAll(resp.Body)
+	for _, want := range []string{
+		`flipside_hosts{channel="stable",state="granted",version="1.0.0"} 1`,
+		`flipside_hosts{channel="stable",state="current",version="1.1.0"} 1`,
+		`flipside_checks_total{answer="offer",channel="stable"} 1`,
+		`flipside_channel_halted{channel="stable",version="1.1.0"} 0`,
+		`flipside_requests_refused_total 1`,
+		`flipside_host_state_changes_total{state="granted"} 1`,
+	} {
+		if !strings.Contains(string(data), want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
+}
+
+// What a host says about itself is shown, bounded and without control characters.
+func TestHostsOwnWords(t *testing.T) {
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	c := l.client(1, "1.1.0")
+	c.MachineAlias = "web-1"
+	if err := c.Ping(context.Background(), "window: opens at 22:00"); err != nil {
+		t.Fatal(err)
+	}
+	if h, _ := l.Host(c.MachineID); h.Waits != "window: opens at 22:00" || h.Alias != "web-1" {
+		t.Errorf("host is %+v", h)
+	}
+	l.check(c)
+	if h, _ := l.Host(c.MachineID); h.Waits != "" {
+		t.Errorf("it still waits: %q", h.Waits)
+	}
+	resp, err := http.Get(l.url + "/v1/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var st Status
+	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil || st.Schema != "flipside.serve-status/v1" || len(st.Hosts) != 1 || st.Channels["stable"].Version != "1.1.0" {
+		t.Errorf("status is %+v, %v", st, err)
+	}
 }

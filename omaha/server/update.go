@@ -54,22 +54,28 @@ type reported struct {
 
 // update answers POST /v1/update.
 func (s *Server) update(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	defer func() { s.metrics.seconds.Observe(time.Since(start).Seconds()) }()
 	data, err := strict.Read(r.Body, maxRequest)
 	if err != nil {
+		s.metrics.refused.Inc()
 		http.Error(w, "the request cannot be read", http.StatusBadRequest)
 		return
 	}
 	if err := strict.Check(data, "request", requestLimits()); err != nil {
+		s.metrics.refused.Inc()
 		http.Error(w, "the request is not a plain Omaha 3.0 document", http.StatusBadRequest)
 		return
 	}
 	req, err := wire.ParseRequest("", bytes.NewReader(data))
 	if err != nil {
+		s.metrics.refused.Inc()
 		http.Error(w, "the request is not an Omaha 3.0 document", http.StatusBadRequest)
 		return
 	}
 	var more reported
 	if err := xml.Unmarshal(data, &more); err != nil {
+		s.metrics.refused.Inc()
 		http.Error(w, "the request is not an Omaha 3.0 document", http.StatusBadRequest)
 		return
 	}
@@ -133,6 +139,9 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) (out appD
 	defer func() {
 		h.intern()
 		s.touch(h)
+		if h.State != before.State {
+			s.metrics.events.WithLabelValues(string(h.State)).Inc()
+		}
 		if h.State != before.State || h.Target != before.Target || h.Failures != before.Failures || h.Failed != before.Failed {
 			saved = s.durable()
 		}
@@ -156,6 +165,14 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) (out appD
 	out.UpdateCheck = check
 	rel, why := s.decide(c, h, name, ch, running, req.UpdateCheck.TargetVersionPrefix, now)
 	h.Why = why
+	answer := "current"
+	switch {
+	case rel != nil:
+		answer = "offer"
+	case why != "":
+		answer = "hold"
+	}
+	s.metrics.checks.WithLabelValues(name, answer).Inc()
 	if rel == nil {
 		check.Status, check.Hold = wire.NoUpdate, why
 		return out, nil

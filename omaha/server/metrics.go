@@ -1,0 +1,79 @@
+package server
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics are what GET /metrics shows, in a registry of this server's own.
+type metrics struct {
+	registry *prometheus.Registry
+	checks   *prometheus.CounterVec // by channel and answer
+	events   *prometheus.CounterVec // by type and result
+	refused  prometheus.Counter
+	payload  prometheus.Counter
+	seconds  prometheus.Histogram
+}
+
+func newMetrics(s *Server) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		checks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "flipside_checks_total", Help: "Update checks, by channel and by what they were answered."}, []string{"channel", "answer"}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "flipside_host_state_changes_total", Help: "Hosts that came into a state."}, []string{"state"}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "flipside_requests_refused_total", Help: "Requests that were no Omaha 3.0 document."}),
+		payload: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "flipside_payload_sent_bytes_total", Help: "Bytes of payloads that were sent."}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "flipside_check_duration_seconds", Help: "Time for one update request, with saving.",
+			Buckets: []float64{.0001, .0003, .001, .003, .01, .03, .1, .3, 1}}),
+	}
+	m.registry.MustRegister(m.checks, m.events, m.refused, m.payload, m.seconds, fleet{s}, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	s.mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	return m
+}
+
+// fleet counts the hosts when it is asked.
+type fleet struct{ s *Server }
+
+func hostsDesc() *prometheus.Desc {
+	return prometheus.NewDesc("flipside_hosts", "Hosts that are known, by channel, running version and state.", []string{"channel", "version", "state"}, nil)
+}
+
+func stoppedDesc() *prometheus.Desc {
+	return prometheus.NewDesc("flipside_channel_halted", "1 for a channel whose rollout is paused or was stopped.", []string{"channel", "version"}, nil)
+}
+
+// Describe is part of prometheus.Collector.
+func (f fleet) Describe(ch chan<- *prometheus.Desc) {
+	ch <- hostsDesc()
+	ch <- stoppedDesc()
+}
+
+// Collect is part of prometheus.Collector.
+func (f fleet) Collect(ch chan<- prometheus.Metric) {
+	type key struct {
+		channel, version string
+		state            State
+	}
+	counts := map[key]int{}
+	f.s.mu.Lock()
+	for _, h := range f.s.hosts {
+		counts[key{h.Channel, h.Version, h.State}]++
+	}
+	f.s.mu.Unlock()
+	for k, n := range counts {
+		ch <- prometheus.MustNewConstMetric(hostsDesc(), prometheus.GaugeValue, float64(n), k.channel, k.version, string(k.state))
+	}
+	for name, c := range f.s.catalog.Load().channels {
+		halted := 0.0
+		if c.Paused || c.Stopped != "" {
+			halted = 1
+		}
+		ch <- prometheus.MustNewConstMetric(stoppedDesc(), prometheus.GaugeValue, halted, name, c.Version)
+	}
+}
