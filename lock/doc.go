@@ -1,0 +1,36 @@
+// Package lock is the cluster's reboot semaphore: who may be down now, who is next, and when everybody stops.
+//
+// # The story
+//
+// Hosts are in groups. A group has a [Policy] (how many may be down at once, in how many zones, when, and how many failures
+// of one version are too many) and a [State]: the policy, the holders, the failures and the halts. Beside it is a queue. All of
+// it is kept in a [Store] that the cluster shares; what follows from what is decided here, by functions of the state and the time,
+// without a network or a clock.
+//
+// A host calls [Semaphore.Request] and is granted a slot, or waits in the queue. Whoever gives a slot back hands it to the next
+// in the queue in the same transaction, so that a slot is never idle while somebody waits, and nobody has to compete for it. The one
+// that was served is woken by a watch.
+//
+// A holder has a life: granted, rebooting, booted, and then a [Verdict]. Only a verdict frees a slot. There is no lease that
+// passes the slot on when a host stays away: that would turn a bad release into a rolling outage. A host that stays away longer
+// than the policy's boot deadline is late; it keeps its slot, and it counts as a failure of the version.
+//
+// A failure counts against the version's failure budget. When that is spent the version is halted for the group: nobody is
+// granted a reboot into it until somebody calls [Semaphore.Resume].
+//
+// # Tokens
+//
+// A grant carries the store's revision at which it was made. It only grows, so that an answer from an older grant can be told
+// and is refused with [ErrFenced].
+//
+// # Order of durability
+//
+//  1. A slot is granted when the store has committed it, not before; a reply that was lost is found again by Request.
+//  2. Mark(Rebooting) is committed before the reboot is called. A host whose Mark fails must not reboot.
+//  3. The verdict is kept by the host until Release has returned nil.
+//
+// # Time
+//
+// Times in the state come from the clocks of several hosts. They are only used for deadlines of many minutes, for windows, and
+// to show; never to order anything: the store's revisions do that.
+package lock

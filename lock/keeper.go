@@ -1,0 +1,440 @@
+package lock
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Keeper is the [Semaphore] on a [Store].
+type Keeper struct {
+	store Store
+	opt   Options
+
+	mu   sync.Mutex
+	seen map[string]int64 // by group and host: the revision of the last standing
+}
+
+var _ Semaphore = (*Keeper)(nil)
+
+// Options are what a Keeper takes from the outside world. The zero value is that of a host.
+type Options struct {
+	Now     func() time.Time                                 // nil: the clock of this machine
+	Pause   func(ctx context.Context, d time.Duration) error // nil: waits; for the time between attempts after a conflict
+	By      string                                           // who is named in the audit trail; the host itself if empty
+	Recheck time.Duration                                    // the longest that Wait waits; 0: five minutes
+}
+
+// On returns the semaphore that a store keeps. Closing it closes the store.
+func On(store Store, opt Options) *Keeper {
+	if opt.Now == nil {
+		opt.Now = time.Now
+	}
+	if opt.Pause == nil {
+		opt.Pause = pause
+	}
+	if opt.Recheck <= 0 {
+		opt.Recheck = 5 * time.Minute
+	}
+	return &Keeper{store: store, opt: opt, seen: map[string]int64{}}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+const (
+	// attempts bounds how often a change is tried again after a conflict. A conflict means that somebody else got on.
+	attempts = 200
+	// page is how much of the queue is read to find those who are served next.
+	page = 64
+	// trail is how many audit entries a group keeps.
+	trail = 512
+)
+
+// Close closes the store.
+func (k *Keeper) Close() error { return k.store.Close() }
+
+// Request implements [Semaphore].
+func (k *Keeper) Request(ctx context.Context, c Claim) (Standing, error) {
+	c, err := c.check()
+	if err != nil {
+		return Standing{}, err
+	}
+	st, err := k.request(ctx, c)
+	if err != nil {
+		return Standing{}, fmt.Errorf("requesting a reboot slot of group %q for %q: %w", c.Group, c.Host, err)
+	}
+	return st, nil
+}
+
+func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
+	v, err := k.store.Read(ctx, c.Group, c.Host, 0)
+	if err != nil {
+		return Standing{}, err
+	}
+	s, err := decodeState(v.State, v.StateRev)
+	if err != nil {
+		return Standing{}, err
+	}
+	now := k.opt.Now()
+	if h, held := s.Holder(c.Host); held && !k.another(h, c) {
+		k.saw(c, v.Rev)
+		return s.standing(c, 0, now), nil
+	} else if held {
+		// The host has come back and wants another reboot: nobody has judged the first one.
+		if err := k.Release(ctx, c.Group, c.Host, Verdict{Outcome: Cancelled, Reason: "it asks for another reboot, to " + c.To, Token: h.Token}); err != nil {
+			return Standing{}, err
+		}
+		return k.request(ctx, c)
+	}
+	if _, halted := s.Halts[c.To]; halted {
+		if v.Own != nil {
+			if err := k.change(ctx, c.Group, "", c.Host, func(st *step) error { st.remove = append(st.remove, c.Host); return nil }); err != nil {
+				return Standing{}, err
+			}
+		}
+		k.saw(c, v.Rev)
+		return s.standing(c, 0, now), nil
+	}
+	w := Waiter{Claim: c, Since: now.UTC().Round(0)}
+	if v.Own != nil {
+		var old Waiter
+		if err := json.Unmarshal(v.Own.Data, &old); err == nil && !old.Since.IsZero() {
+			w.Since = old.Since
+		}
+	}
+	data, err := json.Marshal(w)
+	if err != nil {
+		return Standing{}, err
+	}
+	if v, err = k.store.Enqueue(ctx, c.Group, c.Host, data); err != nil {
+		return Standing{}, err
+	}
+	if s, err = decodeState(v.State, v.StateRev); err != nil {
+		return Standing{}, err
+	}
+	// Whoever gives a slot back serves the queue. So this is only for slots that are free already, and for holders who are late.
+	if s.open(now) {
+		if s, v.Rev, err = k.changed(ctx, c.Group, "", "", nil); err != nil {
+			return Standing{}, err
+		}
+	}
+	k.saw(c, v.Rev)
+	if _, held := s.Holder(c.Host); held {
+		return s.standing(c, 0, now), nil
+	}
+	position, err := k.position(ctx, s, c, v.Own)
+	if err != nil {
+		return Standing{}, err
+	}
+	return s.standing(c, position, now), nil
+}
+
+// another reports whether a claim is not the one that was granted.
+func (k *Keeper) another(h Holder, c Claim) bool {
+	return h.Phase == Booted && h.To != c.To
+}
+
+// open reports whether a change may serve somebody, or has a late holder to note.
+func (s State) open(now time.Time) bool {
+	if len(s.Holders) < s.Policy.Max {
+		return true
+	}
+	st := s.begin(now, "")
+	st.tick()
+	return st.changed()
+}
+
+func (k *Keeper) position(ctx context.Context, s State, c Claim, own *Item) (int, error) {
+	if len(s.Policy.Classes) == 0 && own != nil {
+		n, err := k.store.Ahead(ctx, c.Group, own.Arrival)
+		return n + 1, err
+	}
+	queue, err := k.queue(ctx, c.Group, s.Policy)
+	if err != nil {
+		return 0, err
+	}
+	return 1 + max(0, slices.IndexFunc(queue, func(w Waiter) bool { return w.Host == c.Host })), nil
+}
+
+func (k *Keeper) queue(ctx context.Context, group string, p Policy) ([]Waiter, error) {
+	v, err := k.store.Read(ctx, group, "", -1)
+	if err != nil {
+		return nil, err
+	}
+	queue := waiters(v.Queue)
+	p.order(queue)
+	return queue, nil
+}
+
+// waiters decodes a queue. An item that cannot be read is served nobody: it is left out.
+func waiters(items []Item) []Waiter {
+	queue := make([]Waiter, 0, len(items))
+	for _, it := range items {
+		var w Waiter
+		if err := json.Unmarshal(it.Data, &w); err != nil || w.Host != it.Host {
+			continue
+		}
+		w.Arrival = it.Arrival
+		queue = append(queue, w)
+	}
+	return queue
+}
+
+func (k *Keeper) saw(c Claim, rev int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.seen[c.Group+"/"+c.Host] = rev
+}
+
+// Wait implements [Semaphore]. It returns after some minutes at the latest, so that nothing depends on a watch alone.
+func (k *Keeper) Wait(ctx context.Context, c Claim) error {
+	c, err := c.check()
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	after, ok := k.seen[c.Group+"/"+c.Host]
+	k.mu.Unlock()
+	if !ok {
+		return nil // it has never asked
+	}
+	watch, cancel := context.WithTimeout(ctx, k.opt.Recheck)
+	defer cancel()
+	err = k.store.Watch(watch, c.Group, c.Host, after)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil, watch.Err() != nil:
+		return nil
+	}
+	return fmt.Errorf("waiting for a reboot slot of group %q: %w", c.Group, err)
+}
+
+// Mark implements [Semaphore].
+func (k *Keeper) Mark(ctx context.Context, group, host string, m Mark) error {
+	return k.change(ctx, group, host, "", func(s *step) error { return s.mark(host, m) })
+}
+
+// Release implements [Semaphore].
+func (k *Keeper) Release(ctx context.Context, group, host string, v Verdict) error {
+	if err := CheckHost(host); err != nil {
+		return err
+	}
+	by := v.By
+	if by == "" {
+		by = host
+	}
+	return k.change(ctx, group, by, host, func(s *step) error {
+		if err := s.verdict(host, v); err != nil {
+			return err
+		}
+		if s.queued {
+			s.remove = append(s.remove, host)
+		}
+		return nil
+	})
+}
+
+// SetMax implements [Semaphore].
+func (k *Keeper) SetMax(ctx context.Context, group string, max int) error {
+	return k.change(ctx, group, "", "", func(s *step) error {
+		p := s.Policy
+		if p.Max == max {
+			return nil
+		}
+		why := fmt.Sprintf("max from %d to %d", p.Max, max)
+		p.Max = max
+		return s.setPolicy(p, why)
+	})
+}
+
+// SetPolicy replaces the policy of a group. Holders stay holders.
+func (k *Keeper) SetPolicy(ctx context.Context, group string, p Policy, why string) error {
+	return k.change(ctx, group, "", "", func(s *step) error { return s.setPolicy(p, why) })
+}
+
+// EditPolicy changes the policy of a group by a function, which may be called several times.
+func (k *Keeper) EditPolicy(ctx context.Context, group, why string, edit func(*Policy) error) error {
+	return k.change(ctx, group, "", "", func(s *step) error {
+		p := s.Policy
+		if err := edit(&p); err != nil {
+			return err
+		}
+		return s.setPolicy(p, why)
+	})
+}
+
+// Resume implements [Semaphore].
+func (k *Keeper) Resume(ctx context.Context, group, version string) error {
+	return k.change(ctx, group, "", "", func(s *step) error { s.resume(version, ""); return nil })
+}
+
+// State implements [Semaphore]. Holders that are late by now are shown as late, whether or not that has been committed.
+func (k *Keeper) State(ctx context.Context, group string) (State, error) {
+	if err := CheckGroup(group); err != nil {
+		return State{}, err
+	}
+	v, err := k.store.Read(ctx, group, "", -1)
+	if err != nil {
+		return State{}, fmt.Errorf("reading the state of group %q: %w", group, err)
+	}
+	s, err := decodeState(v.State, v.StateRev)
+	if err != nil {
+		return State{}, fmt.Errorf("reading the state of group %q: %w", group, err)
+	}
+	st := s.begin(k.opt.Now(), "")
+	st.tick()
+	s = st.State
+	s.Queue = slices.DeleteFunc(waiters(v.Queue), func(w Waiter) bool { return s.holder(w.Host) >= 0 })
+	s.Policy.order(s.Queue)
+	return s, nil
+}
+
+// Tick notes holders that are late by now, and serves the queue if a window has opened. Anybody may call it at any time.
+func (k *Keeper) Tick(ctx context.Context, group string) error {
+	return k.change(ctx, group, "", "", nil)
+}
+
+// History returns the audit trail of a group, the oldest entry first. It goes back a few hundred entries.
+func (k *Keeper) History(ctx context.Context, group string) ([]Entry, error) {
+	if err := CheckGroup(group); err != nil {
+		return nil, err
+	}
+	raw, err := k.store.History(ctx, group)
+	if err != nil {
+		return nil, fmt.Errorf("reading the history of group %q: %w", group, err)
+	}
+	entries := make([]Entry, 0, len(raw))
+	for _, data := range raw {
+		var e Entry
+		if err := json.Unmarshal(data, &e); err != nil {
+			return nil, fmt.Errorf("reading the history of group %q: %w: %w", group, ErrSchema, err)
+		}
+		entries = append(entries, e)
+	}
+	slices.SortFunc(entries, func(a, b Entry) int { return cmp.Compare(a.Seq, b.Seq) })
+	return entries, nil
+}
+
+// Follow calls changed with the state of a group now and after every change, until ctx ends or it returns false.
+func (k *Keeper) Follow(ctx context.Context, group string, changed func(State) bool) error {
+	v, err := k.store.Read(ctx, group, "", 0)
+	if err != nil {
+		return err
+	}
+	show := func(int64) bool {
+		s, e := k.State(ctx, group)
+		if e != nil {
+			err = e
+			return false
+		}
+		return changed(s)
+	}
+	if !show(v.Rev) {
+		return err
+	}
+	return errors.Join(k.store.Follow(ctx, group, v.Rev, show), err)
+}
+
+// Groups lists the groups of the store.
+func (k *Keeper) Groups(ctx context.Context) ([]string, error) { return k.store.Groups(ctx) }
+
+func (k *Keeper) change(ctx context.Context, group, by, host string, f func(*step) error) error {
+	if err := CheckGroup(group); err != nil {
+		return err
+	}
+	if _, _, err := k.changed(ctx, group, by, host, f); err != nil {
+		return fmt.Errorf("changing group %q: %w", group, err)
+	}
+	return nil
+}
+
+// changed makes one change: what f does, then what follows from the time, then the free slots to those who wait, all in one
+// commit. It begins again after a conflict. host is the one whose place in the queue matters to f.
+func (k *Keeper) changed(ctx context.Context, group, by, host string, f func(*step) error) (State, int64, error) {
+	if k.opt.By != "" {
+		by = k.opt.By
+	}
+	limit := page
+	for try := range attempts {
+		if try > 0 {
+			if err := k.opt.Pause(ctx, time.Duration(rand.Int64N(int64(min(try, 20))*int64(time.Millisecond)))); err != nil {
+				return State{}, 0, err
+			}
+		}
+		v, err := k.store.Read(ctx, group, host, limit)
+		if err != nil {
+			return State{}, 0, err
+		}
+		s, err := decodeState(v.State, v.StateRev)
+		if err != nil {
+			return State{}, 0, err
+		}
+		st := s.begin(k.opt.Now(), by)
+		st.queued = v.Own != nil
+		st.tick()
+		if f != nil {
+			if err := f(st); err != nil {
+				return State{}, 0, err
+			}
+		}
+		queue := slices.DeleteFunc(waiters(v.Queue), func(w Waiter) bool { return slices.Contains(st.remove, w.Host) })
+		left := st.admit(queue)
+		if v.More && (left || len(s.Policy.Classes) > 0 && limit >= 0) {
+			limit = -1 // the first page does not decide it
+			continue
+		}
+		if !st.changed() {
+			return s, v.Rev, nil
+		}
+		c, err := st.commit()
+		if err != nil {
+			return State{}, 0, err
+		}
+		c.Exclusive = left
+		rev, err := k.store.Commit(ctx, group, v, c)
+		if errors.Is(err, ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return State{}, 0, err
+		}
+		for i := range st.Holders {
+			if st.Holders[i].Token == 0 {
+				st.Holders[i].Token = rev
+			}
+		}
+		return st.State, rev, nil
+	}
+	return State{}, 0, fmt.Errorf("%w: gave up after %d attempts", ErrConflict, attempts)
+}
+
+// commit encodes the change for a store.
+func (s *step) commit() (Change, error) {
+	data, err := json.Marshal(s.State)
+	if err != nil {
+		return Change{}, err
+	}
+	c := Change{State: data, Remove: s.remove, Signal: s.signal, Audit: map[int][]byte{}}
+	for _, e := range s.audit {
+		line, err := json.Marshal(e)
+		if err != nil {
+			return Change{}, err
+		}
+		c.Audit[int(e.Seq%trail)] = line
+	}
+	return c, nil
+}

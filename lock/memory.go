@@ -1,0 +1,194 @@
+package lock
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// Memory is a [Store] in this process: for tests, for simulations, and for a server that keeps the semaphore of others.
+type Memory struct {
+	mu     sync.Mutex
+	rev    int64
+	groups map[string]*memoryGroup
+	change chan struct{} // closed and replaced at every change
+}
+
+type memoryGroup struct {
+	state     []byte
+	stateRev  int64
+	signalRev int64
+	queue     map[string]Item
+	left      map[string]int64 // the revision at which a host left the queue
+	audit     map[int][]byte
+	lastJoin  int64
+}
+
+var _ Store = (*Memory)(nil)
+
+// NewMemory returns an empty store.
+func NewMemory() *Memory {
+	return &Memory{groups: map[string]*memoryGroup{}, change: make(chan struct{})}
+}
+
+func (m *Memory) group(name string) *memoryGroup {
+	g := m.groups[name]
+	if g == nil {
+		g = &memoryGroup{queue: map[string]Item{}, left: map[string]int64{}, audit: map[int][]byte{}}
+		m.groups[name] = g
+	}
+	return g
+}
+
+func (m *Memory) changed() {
+	close(m.change)
+	m.change = make(chan struct{})
+}
+
+func (g *memoryGroup) view(rev int64, host string) View {
+	v := View{Rev: rev, StateRev: g.stateRev, State: g.state}
+	if it, ok := g.queue[host]; ok {
+		v.Own = &it
+	}
+	return v
+}
+
+// Read implements [Store].
+func (m *Memory) Read(ctx context.Context, group, host string, limit int) (View, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g := m.group(group)
+	v := g.view(m.rev, host)
+	if limit != 0 {
+		v.Queue = slices.SortedFunc(maps.Values(g.queue), func(a, b Item) int { return cmp.Compare(a.Arrival, b.Arrival) })
+		if limit > 0 && len(v.Queue) > limit {
+			v.Queue, v.More = v.Queue[:limit], true
+		}
+	}
+	return v, ctx.Err()
+}
+
+// Enqueue implements [Store].
+func (m *Memory) Enqueue(ctx context.Context, group, host string, data []byte) (View, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return View{}, err
+	}
+	g := m.group(group)
+	m.rev++
+	it, ok := g.queue[host]
+	if !ok {
+		it = Item{Host: host, Arrival: m.rev}
+		g.lastJoin = m.rev
+	}
+	it.Data = data
+	g.queue[host] = it
+	m.changed()
+	return g.view(m.rev, host), nil
+}
+
+// Ahead implements [Store].
+func (m *Memory) Ahead(ctx context.Context, group string, arrival int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for _, it := range m.group(group).queue {
+		if it.Arrival < arrival {
+			n++
+		}
+	}
+	return n, ctx.Err()
+}
+
+// Commit implements [Store].
+func (m *Memory) Commit(ctx context.Context, group string, v View, c Change) (int64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	g := m.group(group)
+	if g.stateRev != v.StateRev || c.Exclusive && g.lastJoin > v.Rev {
+		return 0, ErrConflict
+	}
+	m.rev++
+	g.state, g.stateRev = c.State, m.rev
+	if c.Signal {
+		g.signalRev = m.rev
+	}
+	for _, host := range c.Remove {
+		if _, ok := g.queue[host]; ok {
+			delete(g.queue, host)
+			g.left[host] = m.rev
+		}
+	}
+	maps.Copy(g.audit, c.Audit)
+	m.changed()
+	return m.rev, nil
+}
+
+// Watch implements [Store].
+func (m *Memory) Watch(ctx context.Context, group, host string, after int64) error {
+	for {
+		m.mu.Lock()
+		g := m.group(group)
+		done := g.signalRev > after || g.left[host] > after
+		change := m.change
+		m.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-change:
+		}
+	}
+}
+
+// Follow implements [Store].
+func (m *Memory) Follow(ctx context.Context, group string, after int64, changed func(int64) bool) error {
+	for {
+		m.mu.Lock()
+		rev := m.group(group).stateRev
+		change := m.change
+		m.mu.Unlock()
+		if rev > after {
+			if after = rev; !changed(rev) {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-change:
+		}
+	}
+}
+
+// History implements [Store].
+func (m *Memory) History(ctx context.Context, group string) ([][]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.group(group).audit)), ctx.Err()
+}
+
+// Groups implements [Store].
+func (m *Memory) Groups(ctx context.Context) ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var names []string
+	for name, g := range m.groups {
+		if g.stateRev > 0 {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, ctx.Err()
+}
+
+// Close implements [Store].
+func (m *Memory) Close() error { return nil }

@@ -1,0 +1,117 @@
+package lock
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/flipside-linux/flipside/lock/window"
+)
+
+// Policy is what the owner of the cluster decides for a group. Fields that this version does not know survive a rewrite.
+type Policy struct {
+	// Max is how many hosts may be down at once. 0 pauses the group.
+	Max int `json:"max"`
+	// ZoneMax is how many of them may be in one zone; 0 means no limit. Zones overrides it for single zones.
+	ZoneMax int            `json:"zone_max,omitempty"`
+	Zones   map[string]int `json:"zones,omitempty"`
+	// FailureBudget is how many hosts may fail with a version before it is halted; the failure that reaches it halts. 0 means never.
+	FailureBudget int `json:"failure_budget"`
+	// FailuresInRow halts a version after so many failures without a success between them; 0 means never.
+	FailuresInRow int `json:"failures_in_row,omitempty"`
+	// BootDeadline is how long a holder may stay away before it counts as a failure; 0 means for ever.
+	BootDeadline Duration `json:"boot_deadline"`
+	// Windows are when slots are given out; none means always. Blackouts are when they are not, whatever the windows say.
+	Windows   []window.Window   `json:"windows,omitempty"`
+	Blackouts []window.Blackout `json:"blackouts,omitempty"`
+	// RebootTime is how long a reboot is taken to last, for windows and forecasts, until the group has measured it.
+	RebootTime Duration `json:"reboot_time,omitempty"`
+	// Classes names the priority classes, first served first. A claim of a class that is not named here is served last.
+	Classes []string `json:"classes,omitempty"`
+
+	extra map[string]json.RawMessage
+}
+
+// DefaultPolicy is that of a group that nobody has set up: one at a time, and the first failure stops everything.
+func DefaultPolicy() Policy {
+	return Policy{Max: 1, FailureBudget: 1, BootDeadline: Duration(30 * time.Minute)}
+}
+
+// maxClasses bounds the classes, because the class is part of a place in the queue.
+const maxClasses = 9
+
+// Check reports the first thing in the policy that makes no sense.
+func (p Policy) Check() error {
+	switch {
+	case p.Max < 0:
+		return fmt.Errorf("%w policy: max is %d; 0 pauses the group", ErrInvalid, p.Max)
+	case p.ZoneMax < 0:
+		return fmt.Errorf("%w policy: zone_max is %d", ErrInvalid, p.ZoneMax)
+	case p.FailureBudget < 0 || p.FailuresInRow < 0:
+		return fmt.Errorf("%w policy: failure budgets are %d and %d; 0 means that failures never halt a version", ErrInvalid, p.FailureBudget, p.FailuresInRow)
+	case p.BootDeadline < 0:
+		return fmt.Errorf("%w policy: boot_deadline is %s", ErrInvalid, time.Duration(p.BootDeadline))
+	case p.RebootTime < 0:
+		return fmt.Errorf("%w policy: reboot_time is %s", ErrInvalid, time.Duration(p.RebootTime))
+	case len(p.Classes) > maxClasses:
+		return fmt.Errorf("%w policy: %d classes, at most %d", ErrInvalid, len(p.Classes), maxClasses)
+	}
+	for zone, n := range p.Zones {
+		if n < 0 {
+			return fmt.Errorf("%w policy: zone %q has max %d; 0 pauses the zone", ErrInvalid, zone, n)
+		}
+	}
+	for i, c := range p.Classes {
+		if c == "" || slices.Contains(p.Classes[:i], c) {
+			return fmt.Errorf("%w policy: class %q is empty or named twice", ErrInvalid, c)
+		}
+	}
+	for _, w := range p.Windows {
+		if p.RebootTime > 0 && time.Duration(p.RebootTime) > w.Length() {
+			return fmt.Errorf("%w policy: a reboot takes %s and does not fit in the window %s", ErrInvalid, time.Duration(p.RebootTime), w)
+		}
+	}
+	return nil
+}
+
+// rank is the place of a class in the queue: 0 is served first.
+func (p Policy) rank(class string) int {
+	if i := slices.Index(p.Classes, class); i >= 0 {
+		return i
+	}
+	return len(p.Classes)
+}
+
+// zoneMax is the limit of a zone, -1 for none.
+func (p Policy) zoneMax(zone string) int {
+	if n, ok := p.Zones[zone]; ok {
+		return n
+	}
+	if p.ZoneMax > 0 && zone != "" {
+		return p.ZoneMax
+	}
+	return -1
+}
+
+func (p Policy) schedule() window.Schedule {
+	return window.Schedule{Windows: p.Windows, Blackouts: p.Blackouts}
+}
+
+// Duration is a time.Duration that is written as "30m".
+type Duration time.Duration
+
+// MarshalText writes the duration as Go does.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads what MarshalText writes, and everything else that Go takes for a duration.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%w duration %q: want one as in 30m or 1h30m", ErrInvalid, text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+func (d Duration) String() string { return time.Duration(d).String() }
