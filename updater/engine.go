@@ -45,6 +45,8 @@ type Gatekeeper interface {
 	Changed(ctx context.Context, o omaha.Offer) error
 	// Rebooting tells the semaphore that the reboot is about to happen. An error means that the slot is not held any more.
 	Rebooting(ctx context.Context, o omaha.Offer) error
+	// Booted tells the semaphore that the host is up again; whether it is well comes with the verdict.
+	Booted(ctx context.Context) error
 	// Leave takes the claim back.
 	Leave(ctx context.Context, reason string) error
 	// Verdict says how the reboot went and frees the slot. Doing it again does nothing.
@@ -209,6 +211,9 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 			launch(func(ctx context.Context) Event { return e.reboot(ctx, o, ef.Reason, first, exit) })
 		case Health:
 			launch(func(ctx context.Context) Event {
+				if err := e.Gates.Booted(ctx); err != nil {
+					e.Log.Warn("the semaphore does not know yet that this host is up again", "error", err)
+				}
 				good, reason := e.Health(ctx)
 				return Judged{good, reason}
 			})

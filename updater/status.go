@@ -201,3 +201,13 @@ func (e *Engine) do(ctx context.Context, f func() []Effect) error {
 		return ctx.Err()
 	}
 }
+
+// Hold says in a few words why the host does not move, for the server's list of hosts; empty if it moves.
+func (e *Engine) Hold() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.view.Blocked {
+		return ""
+	}
+	return e.view.Why
+}

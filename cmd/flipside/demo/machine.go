@@ -34,6 +34,7 @@ type machine struct {
 	status updater.Status
 	seen   bool
 	boots  int
+	ran    map[string]bool // versions that were booted
 	proc   *os.Process
 }
 
@@ -88,6 +89,12 @@ func (m *machine) boot(ctx context.Context) (string, error) {
 	if err := os.WriteFile(m.path("boot_id"), []byte(uuid.NewString()+"\n"), 0o644); err != nil {
 		return "", err
 	}
+	m.mu.Lock()
+	if m.ran == nil {
+		m.ran = map[string]bool{}
+	}
+	m.ran[versionOf(string(release))] = true
+	m.mu.Unlock()
 	if boots > 1 {
 		m.log("%s boots %s from %s", m.name, versionOf(string(release)), slot.Label)
 	}
@@ -178,6 +185,13 @@ func (m *machine) watch(ctx context.Context) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// booted reports whether the machine has ever booted a version.
+func (m *machine) booted(version string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ran[version]
 }
 
 func (m *machine) view() (st updater.Status, seen bool, boots int) {

@@ -1,0 +1,158 @@
+package partition
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// file is a disk image or a block device.
+type file struct {
+	f      *os.File
+	direct *os.File // the same with O_DIRECT; nil where the file system cannot
+	size   int64
+	sector int
+	failed error // of a flush: afterwards nothing is known, and nothing may be called durable
+}
+
+var _ MediumReader = (*file)(nil)
+
+func (d *file) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
+func (d *file) Size() int64                             { return d.size }
+func (d *file) SectorSize() int                         { return d.sector }
+
+func (d *file) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || int64(len(p)) > d.size-off {
+		return 0, fmt.Errorf("bytes %d to %d are outside the disk", off, off+int64(len(p)))
+	}
+	return d.f.WriteAt(p, off)
+}
+
+// Flush is fsync, which reaches the medium's own cache. A failed one is never repeated: the kernel may have marked the pages clean.
+func (d *file) Flush() error {
+	if d.failed != nil {
+		return fmt.Errorf("an earlier flush failed: %w", d.failed)
+	}
+	if err := d.f.Sync(); err != nil {
+		d.failed = err
+		return err
+	}
+	return nil
+}
+
+// Discard punches a hole into an image. On a block device it does nothing: a discard there cannot be taken back, and is worth little.
+func (d *file) Discard(off, n int64) error {
+	err := unix.Fallocate(int(d.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// ReadMedium reads past the page cache: with O_DIRECT where offset, length and file system allow it; else what is cached is flushed and
+// dropped first, which the kernel does for clean pages that nobody has mapped.
+func (d *file) ReadMedium(p []byte, off int64) (int, error) {
+	if d.direct != nil && off%4096 == 0 && len(p) >= 4096 {
+		buf := p
+		if int64(len(p))%4096 != 0 || !isAligned(p) {
+			buf = aligned((len(p) + 4095) / 4096 * 4096)
+		}
+		n, err := d.direct.ReadAt(buf, off)
+		if n >= len(p) {
+			if &buf[0] != &p[0] {
+				copy(p, buf)
+			}
+			return len(p), nil
+		}
+		if err != nil && !errors.Is(err, syscall.EINVAL) && n == 0 {
+			return 0, err
+		}
+	}
+	const page = 4096
+	from := off / page * page
+	if err := unix.Fadvise(int(d.f.Fd()), from, (off+int64(len(p))-from+page-1)/page*page, unix.FADV_DONTNEED); err != nil {
+		return 0, err
+	}
+	return d.f.ReadAt(p, off)
+}
+
+// OpenDisk opens a disk image or a block device.
+func OpenDisk(path string, opt Options) (*Disk, error) {
+	mode := os.O_RDWR
+	if opt.ReadOnly {
+		mode = os.O_RDONLY
+	}
+	f, err := os.OpenFile(path, mode, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening the disk: %w", err)
+	}
+	dev := &file{f: f, sector: opt.SectorSize}
+	fail := func(err error) (*Disk, error) {
+		f.Close()
+		return nil, fmt.Errorf("opening the disk %s: %w", path, err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return fail(err)
+	}
+	block := info.Mode()&os.ModeDevice != 0 && info.Mode()&os.ModeCharDevice == 0
+	if !block && !info.Mode().IsRegular() {
+		return fail(errors.New("it is neither a block device nor a file"))
+	}
+	if dev.size, err = f.Seek(0, 2); err != nil {
+		return fail(err)
+	}
+	if dev.sector == 0 && block {
+		if dev.sector, err = unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET); err != nil {
+			return fail(err)
+		}
+	}
+	if dev.sector == 0 {
+		dev.sector = guessSector(f)
+	}
+	if dev.sector != 512 && dev.sector != 4096 {
+		return fail(fmt.Errorf("sectors of %d bytes", dev.sector))
+	}
+	if direct, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0); err == nil {
+		dev.direct = direct
+	}
+	d := NewDisk(dev, opt)
+	d.close = func() error {
+		if dev.direct != nil {
+			dev.direct.Close()
+		}
+		return f.Close()
+	}
+	d.lock = func() (func(), error) { return lockFile(f) }
+	return d, nil
+}
+
+// guessSector looks where a GPT is on an image.
+func guessSector(f *os.File) int {
+	var b [8]byte
+	for _, s := range []int{512, 4096} {
+		if _, err := f.ReadAt(b[:], int64(s)); err == nil && string(b[:]) == gptSignature {
+			return s
+		}
+	}
+	return 512
+}
+
+// lockFile takes systemd's lock on a whole disk, so that udev and others keep away while the table changes.
+func lockFile(f *os.File) (func(), error) {
+	for range 100 {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { unix.Flock(int(f.Fd()), unix.LOCK_UN) }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("locking the disk: %w", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return nil, errors.New("locking the disk: somebody else has held the lock for 10 seconds")
+}

@@ -1,0 +1,132 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/reboot"
+	"github.com/flipside-linux/flipside/updater"
+)
+
+// gatekeeper asks the host's gates, and speaks with the cluster's semaphore if there is one.
+type gatekeeper struct {
+	download  []reboot.Gate
+	local     []reboot.Gate // before the reboot
+	pin       string
+	semaphore lock.Semaphore // nil: this host reboots without asking anybody
+	group     string
+	host      string
+	bootID    string
+	version   string
+	timeout   time.Duration
+	now       func() time.Time
+}
+
+func (g *gatekeeper) claim(o omaha.Offer) lock.Claim {
+	return lock.Claim{
+		Group: g.group, Host: g.host, BootID: g.bootID, From: g.version, To: o.Version,
+		Reason: fmt.Sprintf("update from %s to %s", g.version, o.Version),
+	}
+}
+
+// gate is the semaphore as the last gate before a reboot.
+func (g *gatekeeper) gate(o omaha.Offer) *reboot.Semaphore {
+	return &reboot.Semaphore{Lock: g.semaphore, Claim: g.claim(o)}
+}
+
+func (g *gatekeeper) Ask(ctx context.Context, stage updater.Stage, o omaha.Offer) updater.GatesAnswered {
+	ctx, cancel := context.WithTimeout(ctx, 2*g.timeout)
+	defer cancel()
+	if stage == updater.BeforeDownload {
+		return g.askDownload(ctx, o)
+	}
+	ev := updater.GatesAnswered{Stage: stage}
+	if g.semaphore == nil {
+		ev.Answers = reboot.Ask(ctx, g.now(), g.local)
+		return ev
+	}
+	gate := g.gate(o)
+	ev.Answers = reboot.Ask(ctx, g.now(), g.local, gate)
+	ev.Halted = gate.Halted()
+	return ev
+}
+
+func (g *gatekeeper) askDownload(ctx context.Context, o omaha.Offer) updater.GatesAnswered {
+	ev := updater.GatesAnswered{Stage: updater.BeforeDownload}
+	ev.Answers = append(reboot.Ask(ctx, g.now(), g.download), pinGate(g.pin, o))
+	if g.semaphore == nil {
+		return ev
+	}
+	// A release that the cluster has halted is not even fetched. If the cluster cannot be asked, fetching does no harm: it is asked again before the reboot.
+	a := reboot.Answer{Gate: "halt", Verdict: reboot.Go}
+	if st, err := g.semaphore.State(ctx, g.group); err != nil {
+		a.Why = "the semaphore cannot be asked; it will be before the reboot"
+	} else if h, ok := st.Halts[o.Version]; ok {
+		a.Verdict, a.Why, a.Since = reboot.Wait, fmt.Sprintf("release %s is halted for group %s: %s", o.Version, g.group, h.Reason), h.Since
+		a.Hint = fmt.Sprintf("flipside lock resume --group %s %s", g.group, o.Version)
+		ev.Halted = h.Reason
+	}
+	ev.Answers = append(ev.Answers, a)
+	return ev
+}
+
+func (g *gatekeeper) Changed(ctx context.Context, o omaha.Offer) error {
+	if g.semaphore == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return g.semaphore.Wait(ctx, g.claim(o))
+}
+
+// Rebooting tells the cluster that this host goes down now. If that cannot be told, it does not go down.
+func (g *gatekeeper) Rebooting(ctx context.Context, o omaha.Offer) error {
+	if g.semaphore == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
+	// Windows and other local gates are asked once more: the semaphore may have taken its time.
+	if a, stop := reboot.First(reboot.Ask(ctx, g.now(), g.local)); stop {
+		return fmt.Errorf("%s: %s", a.Gate, a.Why)
+	}
+	return g.semaphore.Mark(ctx, g.group, g.host, lock.Mark{Phase: lock.Rebooting, BootID: g.bootID})
+}
+
+// Booted tells the cluster that the host is up again, not yet that it is well.
+func (g *gatekeeper) Booted(ctx context.Context) error {
+	if g.semaphore == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
+	err := g.semaphore.Mark(ctx, g.group, g.host, lock.Mark{Phase: lock.Booted, Version: g.version, BootID: g.bootID})
+	if errors.Is(err, lock.ErrNotHeld) {
+		return nil // a reboot that nobody asked for
+	}
+	return err
+}
+
+func (g *gatekeeper) Leave(ctx context.Context, reason string) error {
+	return g.release(ctx, lock.Verdict{Outcome: lock.Cancelled, Reason: reason})
+}
+
+func (g *gatekeeper) Verdict(ctx context.Context, v updater.Verdict) error {
+	lv := lock.Verdict{Outcome: lock.Healthy, Version: v.Version, Reason: v.Reason}
+	if !v.Healthy {
+		lv.Outcome = lock.Failed
+	}
+	return g.release(ctx, lv)
+}
+
+func (g *gatekeeper) release(ctx context.Context, v lock.Verdict) error {
+	if g.semaphore == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
+	return g.semaphore.Release(ctx, g.group, g.host, v)
+}

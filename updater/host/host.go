@@ -1,0 +1,182 @@
+// Package host builds the engine of a real host from its configuration and runs it: the one place where all rooms meet.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/lock/etcd"
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/reboot"
+	"github.com/flipside-linux/flipside/reboot/health"
+	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/control"
+)
+
+// Run builds the engine that c describes and runs it until ctx is done. An error that is a *reboot.ExitError asks for the process to end.
+func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
+	e, closer, err := build(c, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closer()) }()
+	l, err := control.Listen(c.Socket())
+	if err != nil {
+		return err
+	}
+	serving, stop := context.WithCancel(ctx)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		if err := control.Serve(serving, l, e, log); err != nil {
+			log.Error("the control socket is gone", "error", err)
+		}
+	}()
+	defer func() { stop(); <-served }()
+	log.Info("flipsided runs", "version", e.Core.State.Phase, "socket", c.Socket())
+	return e.Run(ctx)
+}
+
+func build(c config.Config, log *slog.Logger) (*updater.Engine, func() error, error) {
+	machineID, err := readLine("machine id", c.Host.MachineID)
+	if err != nil {
+		return nil, nil, err
+	}
+	bootID, err := readLine("boot id", c.Host.BootID)
+	if err != nil {
+		return nil, nil, err
+	}
+	version, err := osVersion(c.Host.OSRelease)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := os.MkdirAll(c.Paths.State, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("making the state directory: %w", err)
+	}
+	h, err := omaha.NewHTTP(omaha.HTTPOptions{Logger: log})
+	if err != nil {
+		return nil, nil, err
+	}
+	window, err := reboot.ParseWindow(c.Reboot.WindowStart, c.Reboot.WindowLength, c.Reboot.TimeZone)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reboot.window_start, reboot.window_length: %w", err)
+	}
+	var rebooter reboot.Rebooter = reboot.Logind{}
+	if c.Reboot.Method == "exit" {
+		rebooter = reboot.Exit{}
+	}
+	store := updater.Store{Path: filepath.Join(c.Paths.State, "state.json")}
+	state, err := loadState(store, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	sem, closer, err := semaphore(c.Lock)
+	if err != nil {
+		return nil, nil, err
+	}
+	name := machineID
+	if c.Host.Alias != "" {
+		name = c.Host.Alias
+	}
+	e := &updater.Engine{
+		Core: &updater.Core{
+			State: state, Rand: rand.Float64,
+			Timing: updater.Timing{
+				FirstCheck: time.Duration(c.Update.FirstCheck), Interval: time.Duration(c.Update.Interval), Jitter: 0.1,
+				MinRetry: time.Duration(c.Update.Retry), GateRetry: time.Duration(c.Reboot.GateRetry), Quarantine: time.Duration(c.Update.Quarantine),
+			},
+		},
+		Store:     store,
+		Installer: &installer{conf: c, http: h, log: log, bootID: bootID, version: version},
+		Gates: &gatekeeper{
+			download: []reboot.Gate{pauseGate{c.PauseFile()}}, local: []reboot.Gate{pauseGate{c.PauseFile()}, strategyGate{c.Reboot.Strategy}, window},
+			pin: c.Update.Pin, semaphore: sem, group: c.Lock.Group, host: name, bootID: bootID, version: version,
+			timeout: time.Duration(c.Lock.Timeout), now: time.Now,
+		},
+		Health:   judge(c.Health),
+		Rebooter: rebooter,
+		Log:      log,
+	}
+	e.Server = &server{
+		client: omaha.Client{
+			URL: c.Update.Server, AppID: c.Update.App, Version: version, Track: c.Update.Channel, Board: c.Update.Board,
+			MachineID: machineID, MachineAlias: c.Host.Alias, BootID: bootID, HTTP: h, AllowPlainHTTP: c.Update.HTTP,
+		},
+		prefix: c.Update.Pin, downgrade: c.Update.Downgrade,
+		why: e.Hold,
+	}
+	return e, closer, nil
+}
+
+// loadState reads the saved state. One that cannot be read is put aside, not thrown away, and the host goes on from what its disk says.
+func loadState(store updater.Store, log *slog.Logger) (updater.State, error) {
+	st, err := store.Load()
+	if !errors.Is(err, updater.ErrState) {
+		return st, err
+	}
+	aside := store.Path + ".unreadable"
+	log.Error("the saved state cannot be read; it is put aside and the host goes on from what the disk says", "error", err, "aside", aside)
+	if err := os.Rename(store.Path, aside); err != nil {
+		return st, fmt.Errorf("putting the unreadable state aside: %w", err)
+	}
+	return store.Load()
+}
+
+// semaphore connects to the cluster's semaphore; without endpoints there is none.
+func semaphore(c config.Lock) (lock.Semaphore, func() error, error) {
+	if len(c.Endpoints) == 0 {
+		return nil, func() error { return nil }, nil
+	}
+	password := ""
+	if c.Password != "" {
+		var err error
+		if password, err = readLine("etcd password", c.Password); err != nil {
+			return nil, nil, err
+		}
+	}
+	k, err := etcd.New(etcd.Config{
+		Endpoints: c.Endpoints, CA: c.CA, Cert: c.Cert, Key: c.Key, User: c.User, Password: password, RequestTimeout: time.Duration(c.Timeout),
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("the semaphore: %w", err)
+	}
+	return k, k.Close, nil
+}
+
+// judge runs the health checks of a boot.
+func judge(c config.Health) func(context.Context) (bool, string) {
+	checks := health.Checks{Dir: c.Dir, Timeout: time.Duration(c.Timeout), Soak: time.Duration(c.Soak)}
+	return func(ctx context.Context) (bool, string) {
+		if err := checks.Run(ctx); err != nil {
+			return false, err.Error()
+		}
+		return true, ""
+	}
+}
+
+// osVersion reads VERSION_ID from an os-release file.
+func osVersion(path string) (string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("reading the running version: %w", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "VERSION_ID="); ok {
+			v = strings.Trim(v, `"'`)
+			if _, err := omaha.CompareVersions(v, v); err != nil {
+				return "", fmt.Errorf("reading the running version: VERSION_ID in %s: %w", path, err)
+			}
+			return v, nil
+		}
+	}
+	return "", fmt.Errorf("reading the running version: %s has no VERSION_ID", path)
+}

@@ -1,0 +1,312 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/partition"
+	"github.com/flipside-linux/flipside/partition/bootsim"
+	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/config"
+)
+
+// installer is the disk as the engine uses it. The disk is opened for each job and not kept open.
+type installer struct {
+	conf    config.Config
+	http    *omaha.HTTP
+	log     *slog.Logger
+	bootID  string
+	version string
+
+	mu       sync.Mutex
+	disk     *partition.Disk // stays open while a proof for it is kept
+	verified *partition.Verified
+	proofOf  [32]byte // payload that the proof is of
+}
+
+// open opens the disk. The caller closes it.
+func (in *installer) open(readOnly bool) (*partition.Disk, error) {
+	typ, err := uuid.Parse(in.conf.Slots.Type)
+	if err != nil {
+		return nil, fmt.Errorf("slots.type %q: %w", in.conf.Slots.Type, err)
+	}
+	return partition.OpenDisk(in.conf.Slots.Disk, partition.Options{ReadOnly: readOnly, TypeGUID: typ})
+}
+
+func (in *installer) running(d *partition.Disk) (partition.Running, error) {
+	return d.RunningFromLabel(in.conf.Slots.Running)
+}
+
+func (in *installer) Facts(context.Context) (updater.Facts, error) {
+	f := updater.Facts{BootID: in.bootID, Version: in.version, Slots: map[string]updater.SlotFacts{}}
+	d, err := in.open(true)
+	if err != nil {
+		return f, err
+	}
+	defer d.Close()
+	run, err := in.running(d)
+	if err != nil {
+		return f, err
+	}
+	f.Running = run.Slot().Label
+	slots, err := d.Slots()
+	if err != nil {
+		return f, err
+	}
+	// The other slot is the one that is worth least: not bootable before bootable, then the lowest priority.
+	for _, s := range slots {
+		f.Slots[s.Label] = updater.SlotFacts{Priority: s.Priority, Tries: s.Tries, Successful: s.Successful}
+		if s.Label == f.Running {
+			continue
+		}
+		if old, ok := f.Slots[f.Other]; !ok || (old.Bootable() && !s.Bootable()) || (old.Bootable() == s.Bootable() && s.Priority < old.Priority) {
+			f.Other = s.Label
+		}
+	}
+	if f.Other == "" {
+		return f, fmt.Errorf("disk %s has one slot, %s; an update needs another one", in.conf.Slots.Disk, f.Running)
+	}
+	return f, nil
+}
+
+func (in *installer) Slots(context.Context) ([]updater.SlotStatus, error) {
+	d, err := in.open(true)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	slots, err := d.Slots()
+	if err != nil {
+		return nil, err
+	}
+	next, bootable := bootsim.Next(slots)
+	var list []updater.SlotStatus
+	for _, s := range slots {
+		list = append(list, updater.SlotStatus{
+			Label: s.Label, UUID: s.UUID.String(), Size: s.Size, Priority: s.Priority, Tries: s.Tries, Successful: s.Successful,
+			Running: s.Label == in.conf.Slots.Running, Next: bootable && s.Index == next.Index,
+		})
+	}
+	return list, nil
+}
+
+// slotTarget picks the partition of a payload that goes to the slot.
+func (in *installer) slotPartition(p *payload.Payload) (payload.Partition, error) {
+	var names []string
+	for _, q := range p.Partitions {
+		names = append(names, q.Name)
+		if q.Name == in.conf.Update.Partition || (in.conf.Update.Partition == "" && len(p.Partitions) == 1) {
+			return q, nil
+		}
+	}
+	want := in.conf.Update.Partition
+	if want == "" {
+		want = "(update.partition is not set)"
+	}
+	return payload.Partition{}, fmt.Errorf("%w: it holds %s, and the slot wants %s", payload.ErrUnsupported, strings.Join(names, ", "), want)
+}
+
+func (in *installer) Apply(ctx context.Context, u updater.Update, checkpoint func(json.RawMessage), progress func(updater.Progress)) error {
+	in.forget()
+	err := in.apply(ctx, u, checkpoint, progress)
+	if err == nil {
+		return nil
+	}
+	ae := &updater.ApplyError{Err: err, Code: payload.OmahaCode(err)}
+	// What the network or this machine did may be different the next time; what a payload is will not.
+	ae.Transient = errors.Is(err, payload.ErrSource) || errors.Is(err, payload.ErrTarget) || errors.Is(err, errDisk) || ctx.Err() != nil
+	if errors.Is(err, partition.ErrMismatch) {
+		ae.Code = 15
+	}
+	return ae
+}
+
+// errDisk marks errors of the slot itself.
+var errDisk = errors.New("the slot cannot be used")
+
+func (in *installer) apply(ctx context.Context, u updater.Update, checkpoint func(json.RawMessage), progress func(updater.Progress)) (err error) {
+	keys, err := payload.LoadKeys(in.conf.Update.Keys...)
+	if err != nil {
+		return err
+	}
+	offer := u.Offer
+	src := omaha.NewDownload(in.http, &offer, omaha.DownloadOptions{AllowPlainHTTP: in.conf.Update.HTTP})
+	// Everything that can be known to be wrong is found before the slot is touched: until then it stays a slot to go back to.
+	p, err := payload.Open(ctx, src, payload.Options{Keys: keys, MetadataSignature: offer.MetadataSignature})
+	if err != nil {
+		return err
+	}
+	part, err := in.slotPartition(p)
+	if err != nil {
+		return err
+	}
+	d, err := in.open(false)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errDisk, err)
+	}
+	keep := false
+	defer func() {
+		if !keep {
+			d.Close()
+		}
+	}()
+	run, err := in.running(d)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errDisk, err)
+	}
+	slot, err := d.Slot(u.ToSlot)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errDisk, err)
+	}
+	if part.Size > slot.Size {
+		return fmt.Errorf("%w: the image has %d bytes, slot %s has %d", payload.ErrSize, part.Size, slot.Label, slot.Size)
+	}
+	target, err := d.Begin(run, u.ToSlot)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errDisk, err)
+	}
+	var resume *payload.Checkpoint
+	if len(u.Checkpoint) > 0 {
+		var c payload.Checkpoint
+		if err := json.Unmarshal(u.Checkpoint, &c); err != nil {
+			in.log.Warn("a checkpoint cannot be read; the download begins anew", "error", err)
+		} else {
+			resume = &c
+		}
+	}
+	meter := newMeter(progress)
+	expected := offer.SHA256
+	err = p.Apply(ctx, payload.ApplyOptions{
+		Targets: map[string]payload.Target{part.Name: target},
+		Resume:  resume,
+		Checkpoint: func(c payload.Checkpoint) error {
+			data, err := json.Marshal(c)
+			if err != nil {
+				return err
+			}
+			checkpoint(data)
+			return nil
+		},
+		Progress:       func(q payload.Progress) { meter.set(q.Bytes, q.Total, q.Resumed, "writing") },
+		ExpectedSHA256: &expected,
+	})
+	if err != nil {
+		return err
+	}
+	meter.step("reading back")
+	v, err := target.Verify(ctx, part.Size, part.SHA256)
+	if err != nil {
+		return err
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.disk, in.verified, in.proofOf = d, &v, offer.SHA256
+	keep = true
+	return nil
+}
+
+// forget gives a proof up.
+func (in *installer) forget() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.disk != nil {
+		in.disk.Close()
+	}
+	in.disk, in.verified = nil, nil
+}
+
+func (in *installer) Arm(_ context.Context, u updater.Update) error {
+	defer in.forget()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.verified == nil || in.proofOf != u.Offer.SHA256 {
+		return fmt.Errorf("release %s was not verified by this process", u.Offer.Version)
+	}
+	run, err := in.running(in.disk)
+	if err != nil {
+		return err
+	}
+	return in.disk.Activate(run, *in.verified, int(in.conf.Slots.Tries))
+}
+
+func (in *installer) Disarm(_ context.Context, slot string) error {
+	d, err := in.open(false)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.MarkBad(slot)
+}
+
+func (in *installer) Confirm(context.Context) error {
+	d, err := in.open(false)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	run, err := in.running(d)
+	if err != nil {
+		return err
+	}
+	return d.MarkSuccessful(run)
+}
+
+// meter turns progress into rates, and passes on no more than anyone can read.
+type meter struct {
+	out  func(updater.Progress)
+	mu   sync.Mutex
+	now  updater.Progress
+	last time.Time
+	from time.Time
+	base int64
+}
+
+func newMeter(out func(updater.Progress)) *meter { return &meter{out: out, from: time.Now()} }
+
+func (m *meter) set(done, total, resumed int64, step string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.base = resumed
+	m.now = updater.Progress{Done: done, Total: total, Step: step}
+	now := time.Now()
+	if s := now.Sub(m.from).Seconds(); s > 0 {
+		m.now.Rate = float64(done-m.base) / s
+	}
+	if now.Sub(m.last) < 50*time.Millisecond && done < total {
+		return
+	}
+	m.last = now
+	m.out(m.now)
+}
+
+func (m *meter) step(step string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.now.Step = step
+	m.out(m.now)
+}
+
+// readLine reads the first line of a small file such as /etc/machine-id.
+func readLine(what, path string) (string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("reading the %s: %w", what, err)
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	line = strings.TrimSpace(line)
+	if line == "" || len(line) > 128 {
+		return "", fmt.Errorf("reading the %s: %s does not hold one", what, path)
+	}
+	return line, nil
+}
