@@ -46,6 +46,7 @@ type Status struct {
 	Releases []Release          `json:"releases"`
 	Hosts    []Host             `json:"hosts"`
 	Failures []Failure          `json:"failures"`
+	Activity []Activity         `json:"activity"` // what hosts did last, newest first
 	Problems []string           `json:"problems"` // files of the directory that cannot be used
 }
 
@@ -68,6 +69,10 @@ func (s *Server) Status() Status {
 	if st.Problems == nil {
 		st.Problems = []string{}
 	}
+	s.mu.Lock()
+	st.Activity = append([]Activity{}, s.history.Activity...)
+	s.mu.Unlock()
+	slices.Reverse(st.Activity)
 	for _, r := range c.releases {
 		st.Releases = append(st.Releases, r)
 	}

@@ -129,7 +129,9 @@ func (s *Server) expire(now time.Time) {
 			}
 			delete(r.active, id)
 			if h.State != Installed { // one that waits for its reboot has done its part
+				from := h.State
 				h.set(TimedOut, now)
+				s.changed(h, from, now)
 				s.touch(h)
 				if h.Target == r.Version {
 					r.Timeouts[id] = true

@@ -46,7 +46,8 @@ type Server struct {
 	mu       sync.Mutex // everything below: one request is decided at a time
 	hosts    map[string]*Host
 	rollouts map[string]*rollout // by channel
-	store    *store              // nil when read-only
+	history  history
+	store    *store // nil when read-only
 }
 
 // New opens the directory dir, which is made when it does not exist.
@@ -88,6 +89,7 @@ func New(dir string, opt Options) (*Server, error) {
 	s.mux.HandleFunc("POST /v1/admin/channels/{name}", s.admin(s.order))
 	s.mux.HandleFunc("GET /v1/admin/backup", s.admin(s.backup))
 	s.metrics = newMetrics(s)
+	s.dashboard()
 	return s, nil
 }
 
@@ -101,6 +103,10 @@ func (s *Server) open() error {
 	if err != nil {
 		st.db.Close()
 		return fmt.Errorf("read the state in %q: %w", s.dir, err)
+	}
+	if s.history, err = st.loadHistory(); err != nil {
+		s.log.Error("the history cannot be read and begins anew", "error", err)
+		s.history = history{}
 	}
 	s.store, s.hosts, s.rollouts = st, hosts, rollouts
 	go s.run()

@@ -128,17 +128,18 @@ func (s *Server) run() {
 	for {
 		select {
 		case <-s.store.kick:
+			s.commit(false)
 		case <-ticker.C:
+			s.commit(true)
 		case <-s.store.quit:
-			s.commit()
+			s.commit(true)
 			return
 		}
-		s.commit()
 	}
 }
 
-// commit writes what is dirty in one transaction.
-func (s *Server) commit() {
+// commit writes what is dirty in one transaction, with the history when sample is set.
+func (s *Server) commit(sample bool) {
 	st := s.store
 	s.mu.Lock()
 	c := st.waiting
@@ -158,9 +159,17 @@ func (s *Server) commit() {
 	}
 	clear(st.dirty)
 	clear(st.rollouts)
+	var past []byte
+	if sample {
+		s.history.sample(s.opt.Now(), s.versions())
+		if s.history.dirty && err == nil {
+			past, err = json.Marshal(s.history)
+			s.history.dirty = false
+		}
+	}
 	s.mu.Unlock()
-	if err == nil && len(hosts)+len(rollouts) > 0 {
-		err = st.write(hosts, rollouts)
+	if err == nil && len(hosts)+len(rollouts)+len(past) > 0 {
+		err = st.write(hosts, rollouts, past)
 	}
 	if err != nil {
 		s.log.Error("the state could not be written", "error", err)
@@ -180,8 +189,13 @@ func (s *Server) commit() {
 	close(c.done)
 }
 
-func (st *store) write(hosts, rollouts map[string][]byte) error {
+func (st *store) write(hosts, rollouts map[string][]byte, past []byte) error {
 	return st.db.Update(func(tx *bolt.Tx) error {
+		if past != nil {
+			if err := tx.Bucket([]byte("meta")).Put([]byte("history"), past); err != nil {
+				return err
+			}
+		}
 		b := tx.Bucket([]byte("hosts"))
 		for id, data := range hosts {
 			if err := b.Put([]byte(id), data); err != nil {

@@ -140,7 +140,7 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) (out appD
 		h.intern()
 		s.touch(h)
 		if h.State != before.State {
-			s.metrics.events.WithLabelValues(string(h.State)).Inc()
+			s.changed(h, before.State, now)
 		}
 		if h.State != before.State || h.Target != before.Target || h.Failures != before.Failures || h.Failed != before.Failed {
 			saved = s.durable()
@@ -197,6 +197,19 @@ func (check *checkDoc) fill(rel Release, base string) {
 	if rel.MetadataSize > 0 {
 		a.MetadataSize = strconv.FormatInt(rel.MetadataSize, 10)
 	}
+}
+
+// changed notes that a host came into another state.
+func (s *Server) changed(h *Host, from State, now time.Time) {
+	s.metrics.events.WithLabelValues(string(h.State)).Inc()
+	a := Activity{At: now.UTC(), Host: h.ID, Alias: h.Alias, From: from, To: h.State, Version: h.Target}
+	switch h.State {
+	case Failed:
+		a.Version, a.Code = h.Failed, h.ErrorCode
+	case Complete, Current:
+		a.Version = h.Version
+	}
+	s.history.note(a)
 }
 
 // register notes that a host was here.
