@@ -1,0 +1,191 @@
+package server
+
+import (
+	"context"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flipside-linux/flipside/omaha"
+)
+
+// fleetLab is a server with some history: 40 hosts, a rollout that is half way, failures.
+func fleetLab(t *testing.T) *lab {
+	l := newLab(t)
+	l.publishVersion("1.0.0", 1)
+	step := func(d time.Duration) { l.clock.Add(d); l.commit(true) }
+	hosts := make([]*omaha.Client, 40)
+	for i := range hosts {
+		hosts[i] = l.client(i, "1.0.0")
+		hosts[i].MachineAlias = fmt.Sprintf("node-%02d", i)
+		if i >= 36 {
+			hosts[i].Version = "0.9.0"
+		}
+		l.check(hosts[i])
+		step(20 * time.Second)
+	}
+	l.publishVersion("1.1.0", 2)
+	l.change(func(c *Channel) { c.MaxConcurrent, c.StopFailures, c.Percent = 6, 3, 80 })
+	for i, c := range hosts[:30] {
+		step(2 * time.Minute)
+		a := l.check(c)
+		if a.Offer == nil {
+			continue
+		}
+		l.report(c, omaha.DownloadStarted(), omaha.DownloadFinished())
+		switch {
+		case i%13 == 5:
+			l.report(c, omaha.Failed(omaha.CodeRollback))
+		case i > 26:
+		default:
+			l.report(c, omaha.Installed())
+			c.Version = "1.1.0"
+			l.check(c, omaha.Booted("1.0.0"))
+		}
+	}
+	if err := hosts[35].Ping(context.Background(), "window: opens at 22:00"); err != nil {
+		t.Fatal(err)
+	}
+	step(time.Minute)
+	return l
+}
+
+func (l *lab) get(path string) (*http.Response, string) {
+	l.t.Helper()
+	resp, err := http.Get(l.url + path)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return resp, string(data)
+}
+
+func TestDashboard(t *testing.T) {
+	l := newLab(t)
+	if resp, page := l.get("/"); resp.StatusCode != 200 || !strings.Contains(page, "No host has asked yet") {
+		t.Errorf("an empty server: %s", resp.Status)
+	}
+	l = fleetLab(t)
+	resp, page := l.get("/")
+	for _, want := range []string{"node-07", "stable", "window: opens at 22:00", "went back (code 44)", "polygon", "80 % of the hosts", "stops after 3 failures"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page does not show %q", want)
+		}
+	}
+	if csp := resp.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") {
+		t.Errorf("content security policy %q", csp)
+	}
+	wellFormed(t, page)
+	if _, page := l.get("/?q=node-07"); !strings.Contains(page, "node-07") || strings.Contains(page, `scope="row" title="00000000000000000000000000000008"`) {
+		t.Error("the search does not narrow the list")
+	}
+	for _, asset := range []string{"/ui/style.css", "/ui/live.js"} {
+		if resp, _ := l.get(asset); resp.StatusCode != 200 {
+			t.Errorf("%s: %s", asset, resp.Status)
+		}
+	}
+}
+
+// What hosts say about themselves is text on the page, and never markup.
+func TestDashboardEscapes(t *testing.T) {
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	c := l.client(1, "1.1.0")
+	c.MachineAlias, c.OEM = `<script>alert(1)</script>`, `"><img src=x>`
+	if err := c.Ping(context.Background(), `<b onmouseover="x">`); err != nil {
+		t.Fatal(err)
+	}
+	_, page := l.get("/?q=&m=" + url.QueryEscape("<i>hello</i>"))
+	for _, bad := range []string{"<script>alert", "<img", "<b ", "<i>"} {
+		if strings.Contains(page, bad) {
+			t.Errorf("the page holds %q", bad)
+		}
+	}
+	wellFormed(t, page)
+}
+
+// The page's buttons need the token each time, so a foreign page cannot press them.
+func TestDashboardForms(t *testing.T) {
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	l.opt.AdminToken = "secret"
+	press := func(token, action string) int {
+		resp, err := http.PostForm(l.url+"/ui/channels/stable", url.Values{"token": {token}, "action": {action}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	if code := press("", "pause"); code != 401 {
+		t.Errorf("without the token: %d", code)
+	}
+	if code := press("secret", "pause"); code != 200 {
+		t.Errorf("with the token: %d", code)
+	}
+	if _, page := l.get("/"); !strings.Contains(page, "paused") || !strings.Contains(page, ">Resume<") {
+		t.Error("the page does not show the pause")
+	}
+	press("secret", "resume")
+	if ch, err := l.publish.Channel("stable"); err != nil || ch.Paused {
+		t.Errorf("channel is %+v, %v", ch, err)
+	}
+}
+
+// wellFormed reads the page with a decoder that knows which elements HTML leaves open.
+func wellFormed(t *testing.T, page string) {
+	t.Helper()
+	d := xml.NewDecoder(strings.NewReader(strings.Replace(page, "<!doctype html>", "", 1)))
+	d.Strict, d.AutoClose, d.Entity = false, []string{"meta", "link", "input", "br"}, xml.HTMLEntity
+	for {
+		_, err := d.Token()
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			t.Errorf("the page is not well-formed: %v", err)
+			return
+		}
+	}
+}
+
+// TestScreenshots has a real browser draw the page, light and dark, wide and narrow. It needs Debian's chromium and a
+// folder for the pictures in FLIPSIDE_SCREENSHOTS.
+func TestScreenshots(t *testing.T) {
+	browser, err := exec.LookPath("chromium")
+	dir := os.Getenv("FLIPSIDE_SCREENSHOTS")
+	if err != nil || dir == "" {
+		t.Skip("no chromium, or FLIPSIDE_SCREENSHOTS names no folder")
+	}
+	l := fleetLab(t)
+	for name, args := range map[string][]string{
+		"light":  {"--window-size=1200,1800"},
+		"dark":   {"--window-size=1200,1800", "--blink-settings=preferredColorScheme=0"},
+		"narrow": {"--window-size=500,1800"},
+	} {
+		path := filepath.Join(dir, name+".png")
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		args = append(args, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--screenshot="+path,
+			"--user-data-dir="+t.TempDir(), l.url+"/")
+		out, err := exec.CommandContext(ctx, browser, args...).CombinedOutput()
+		cancel()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if info, err := os.Stat(path); err != nil || info.Size() < 20_000 {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
