@@ -69,6 +69,8 @@ type Progress struct {
 	Total int64   `json:"total"` // size of the payload
 	Rate  float64 `json:"rate"`  // bytes per second, lately
 	Step  string  `json:"step"`  // what is being done, in a word
+
+	Resumed int64 `json:"resumed,omitempty"` // bytes that an earlier attempt had brought
 }
 
 // Engine carries out what [Core] decides.

@@ -8,9 +8,11 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -45,6 +47,7 @@ type Update struct {
 	FirstCheck Duration `toml:"first_check"` // after the start
 	Interval   Duration `toml:"interval"`    // between checks
 	Retry      Duration `toml:"retry"`       // first wait after a failure; doubles
+	RateLimit  Bytes    `toml:"rate_limit"`  // of downloads, per second; 0 is unlimited
 	Quarantine Duration `toml:"quarantine"`  // a version that failed here is left alone for this long; doubles
 }
 
@@ -112,6 +115,25 @@ func (d *Duration) UnmarshalText(text []byte) error {
 		return fmt.Errorf("duration %q is negative", text)
 	}
 	*d = Duration(v)
+	return nil
+}
+
+// Bytes is a number of bytes that is written as 16MiB, 500KiB or 1GiB, or as a plain number.
+type Bytes int64
+
+// UnmarshalText parses a number of bytes.
+func (b *Bytes) UnmarshalText(text []byte) error {
+	s, shift := string(text), 0
+	for i, suffix := range []string{"KiB", "MiB", "GiB"} {
+		if rest, ok := strings.CutSuffix(s, suffix); ok {
+			s, shift = strings.TrimSpace(rest), 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64>>shift {
+		return fmt.Errorf("%q is not a number of bytes such as 16MiB", text)
+	}
+	*b = Bytes(n << shift)
 	return nil
 }
 

@@ -42,7 +42,7 @@ func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
 		}
 	}()
 	defer func() { stop(); <-served }()
-	log.Info("flipsided runs", "version", e.Core.State.Phase, "socket", c.Socket())
+	log.Info("flipsided runs", "phase", e.Core.State.Phase, "socket", c.Socket())
 	return e.Run(ctx)
 }
 
@@ -62,7 +62,7 @@ func build(c config.Config, log *slog.Logger) (*updater.Engine, func() error, er
 	if err := os.MkdirAll(c.Paths.State, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	h, err := omaha.NewHTTP(omaha.HTTPOptions{Logger: log})
+	h, err := omaha.NewHTTP(omaha.HTTPOptions{Logger: log, RateLimit: int64(c.Update.RateLimit)})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -269,7 +269,6 @@ type meter struct {
 	now  updater.Progress
 	last time.Time
 	from time.Time
-	base int64
 }
 
 func newMeter(out func(updater.Progress)) *meter { return &meter{out: out, from: time.Now()} }
@@ -277,11 +276,10 @@ func newMeter(out func(updater.Progress)) *meter { return &meter{out: out, from:
 func (m *meter) set(done, total, resumed int64, step string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.base = resumed
-	m.now = updater.Progress{Done: done, Total: total, Step: step}
+	m.now = updater.Progress{Done: done, Total: total, Step: step, Resumed: resumed}
 	now := time.Now()
 	if s := now.Sub(m.from).Seconds(); s > 0 {
-		m.now.Rate = float64(done-m.base) / s
+		m.now.Rate = float64(done-resumed) / s
 	}
 	if now.Sub(m.last) < 50*time.Millisecond && done < total {
 		return

@@ -13,6 +13,7 @@ keys        = [%[4]q]
 first_check = "100ms"
 interval    = "2s"
 retry       = "500ms"
+rate_limit  = "16MiB" # so that there is something to see
 
 [slots]
 disk    = %[5]q

@@ -54,18 +54,19 @@ func Run(ctx context.Context, o Options) (err error) {
 	if !o.Keep {
 		defer os.RemoveAll(dir)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	d := &show{screen: sc, dir: dir}
 	if err := d.build(ctx, o.Flipsided); err != nil {
 		return err
 	}
-	if err := d.start(ctx); err != nil {
-		d.stop(cancel)
+	defer d.closeServers()
+	running, switchOff := context.WithCancel(ctx)
+	defer switchOff()
+	if err := d.start(running); err != nil {
 		return err
 	}
-	err = d.story(ctx)
-	d.stop(cancel)
+	err = d.story(running)
+	switchOff()
+	d.hosts.Wait()
 	sc.done()
 	if err != nil {
 		return errors.Join(err, fmt.Errorf("run it with --keep and see the logs in %s", dir))
@@ -89,8 +90,8 @@ type show struct {
 
 	server    *server.Server
 	semaphore lock.Semaphore
-	closers   []func()
-	wg        sync.WaitGroup
+	closers   []func()       // of the servers, in the order in which they were started
+	hosts     sync.WaitGroup // the machines that are on
 	failed    chan error
 }
 
@@ -176,8 +177,9 @@ func (d *show) start(ctx context.Context) error {
 		return err
 	}
 	serving, stopServing := context.WithCancel(context.Background())
-	d.wg.Go(func() { d.server.Serve(serving, l) })
-	d.closers = append(d.closers, stopServing)
+	served := make(chan struct{})
+	go func() { defer close(served); d.server.Serve(serving, l) }()
+	d.closers = append(d.closers, func() { stopServing(); <-served })
 	if _, err := d.server.Publish(ctx, "stable", "1.0.0", d.payload(d.releases[0])); err != nil {
 		return err
 	}
@@ -188,7 +190,7 @@ func (d *show) start(ctx context.Context) error {
 		if err := os.WriteFile(m.path("flipside.toml.in"), []byte(hostConfig(m, url, endpoint, d.key.public)), 0o644); err != nil {
 			return err
 		}
-		d.wg.Go(func() {
+		d.hosts.Go(func() {
 			if err := m.run(ctx); err != nil {
 				d.failed <- err
 			}
@@ -197,12 +199,10 @@ func (d *show) start(ctx context.Context) error {
 	return nil
 }
 
-func (d *show) stop(cancel func()) {
-	cancel()
+func (d *show) closeServers() {
 	for i := len(d.closers) - 1; i >= 0; i-- {
 		d.closers[i]()
 	}
-	d.wg.Wait()
 }
 
 // story publishes releases and waits for what must come of them.
@@ -240,7 +240,7 @@ func (d *show) story(ctx context.Context) error {
 func (d *show) cutPower(ctx context.Context, m *machine) {
 	for ctx.Err() == nil {
 		st, seen, _ := m.view()
-		if p := st.Progress; seen && st.Phase == updater.Applying && p != nil && p.Total > 0 && p.Done*100/p.Total >= 20 {
+		if p := st.Progress; seen && st.Phase == updater.Applying && p != nil && p.Total > 0 && p.Done*100/p.Total >= 60 {
 			d.screen.say("%s loses power at %d %% of the download", m.name, p.Done*100/p.Total)
 			m.pullPlug()
 			return

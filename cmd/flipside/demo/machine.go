@@ -173,8 +173,12 @@ func (m *machine) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := control.Call(ctx, m.path("run", "control.sock"), control.Request{Method: "watch"}, func(st updater.Status) bool {
 			m.mu.Lock()
+			resumes := st.Progress != nil && st.Progress.Resumed > 0 && (m.status.Progress == nil || m.status.Progress.Resumed != st.Progress.Resumed)
 			m.status, m.seen = st, true
 			m.mu.Unlock()
+			if resumes {
+				m.log("%s goes on with its download at %d %%", m.name, st.Progress.Resumed*100/st.Progress.Total)
+			}
 			return true
 		})
 		if err != nil && !errors.Is(err, control.ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) && ctx.Err() == nil {

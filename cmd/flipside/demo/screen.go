@@ -90,7 +90,7 @@ func (s *screen) show(ms []*machine) {
 			}
 			key := string(st.Phase) + "|" + gist(st)
 			s.mu.Lock()
-			changed := s.last[m.name] != key
+			changed := s.last[m.name] != key && st.Phase != ""
 			s.last[m.name] = key
 			s.mu.Unlock()
 			if changed {
