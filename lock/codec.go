@@ -89,9 +89,9 @@ func (s State) MarshalJSON() ([]byte, error) {
 	return encodeKeep(plain(s), s.extra)
 }
 
-// decodeState reads what a store holds of a group; nil is a group that nobody has used. rev is the revision at which it was written.
+// decodeState reads what a store holds of a group. rev is the revision at which it was written, 0 for a group that nobody has used.
 func decodeState(data []byte, rev int64) (State, error) {
-	if data == nil {
+	if rev == 0 {
 		return State{Schema: schema, Policy: DefaultPolicy()}, nil
 	}
 	s := State{Policy: DefaultPolicy()}

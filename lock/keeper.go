@@ -126,16 +126,17 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 		return Standing{}, err
 	}
 	// Whoever gives a slot back serves the queue. So this is only for slots that are free already, and for holders who are late.
+	seen := v.Rev
 	if s.open(now) {
-		if s, v.Rev, err = k.changed(ctx, c.Group, "", "", nil); err != nil {
+		if s, seen, err = k.changed(ctx, c.Group, "", "", nil); err != nil {
 			return Standing{}, err
 		}
 	}
-	k.saw(c, v.Rev)
+	k.saw(c, seen)
 	if _, held := s.Holder(c.Host); held {
 		return s.standing(c, 0, now), nil
 	}
-	position, err := k.position(ctx, s, c, v.Own)
+	position, err := k.position(ctx, s, c, v)
 	if err != nil {
 		return Standing{}, err
 	}
@@ -157,9 +158,13 @@ func (s State) open(now time.Time) bool {
 	return st.changed()
 }
 
-func (k *Keeper) position(ctx context.Context, s State, c Claim, own *Item) (int, error) {
-	if len(s.Policy.Classes) == 0 && own != nil {
-		n, err := k.store.Ahead(ctx, c.Group, own.Arrival)
+// position is the place of a claim in the queue. v is what joining the queue has shown.
+func (k *Keeper) position(ctx context.Context, s State, c Claim, v View) (int, error) {
+	if len(s.Policy.Classes) == 0 && v.Own != nil {
+		if v.Own.Arrival >= v.Rev { // it has come just now: it is the last
+			return v.Length, nil
+		}
+		n, err := k.store.Ahead(ctx, c.Group, v.Own.Arrival)
 		return n + 1, err
 	}
 	queue, err := k.queue(ctx, c.Group, s.Policy)
@@ -369,13 +374,8 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, f func(*st
 		by = k.opt.By
 	}
 	limit := page
+	v, err := k.store.Read(ctx, group, host, limit)
 	for try := range attempts {
-		if try > 0 {
-			if err := k.opt.Pause(ctx, time.Duration(rand.Int64N(int64(min(try, 20))*int64(time.Millisecond)))); err != nil {
-				return State{}, 0, err
-			}
-		}
-		v, err := k.store.Read(ctx, group, host, limit)
 		if err != nil {
 			return State{}, 0, err
 		}
@@ -393,8 +393,11 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, f func(*st
 		}
 		queue := slices.DeleteFunc(waiters(v.Queue), func(w Waiter) bool { return slices.Contains(st.remove, w.Host) })
 		left := st.admit(queue)
-		if v.More && (left || len(s.Policy.Classes) > 0 && limit >= 0) {
+		if v.More && (left || len(s.Policy.Classes) > 0) {
 			limit = -1 // the first page does not decide it
+			if v, err = k.store.Read(ctx, group, host, limit); err != nil {
+				return State{}, 0, err
+			}
 			continue
 		}
 		if !st.changed() {
@@ -405,8 +408,14 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, f func(*st
 			return State{}, 0, err
 		}
 		c.Exclusive = left
-		rev, err := k.store.Commit(ctx, group, v, c)
+		rev, now, err := k.store.Commit(ctx, group, host, limit, v, c)
 		if errors.Is(err, ErrConflict) {
+			v = now
+			if try > 2 { // many change the group at once; spread them
+				if err := k.opt.Pause(ctx, time.Duration(rand.Int64N(int64(min(try, 20))*int64(time.Millisecond)))); err != nil {
+					return State{}, 0, err
+				}
+			}
 			continue
 		}
 		if err != nil {

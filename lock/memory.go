@@ -47,10 +47,16 @@ func (m *Memory) changed() {
 	m.change = make(chan struct{})
 }
 
-func (g *memoryGroup) view(rev int64, host string) View {
+func (g *memoryGroup) view(rev int64, host string, limit int) View {
 	v := View{Rev: rev, StateRev: g.stateRev, State: g.state}
 	if it, ok := g.queue[host]; ok {
 		v.Own = &it
+	}
+	if limit != 0 {
+		v.Queue = slices.SortedFunc(maps.Values(g.queue), func(a, b Item) int { return cmp.Compare(a.Arrival, b.Arrival) })
+		if limit > 0 && len(v.Queue) > limit {
+			v.Queue, v.More = v.Queue[:limit], true
+		}
 	}
 	return v
 }
@@ -59,15 +65,7 @@ func (g *memoryGroup) view(rev int64, host string) View {
 func (m *Memory) Read(ctx context.Context, group, host string, limit int) (View, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	g := m.group(group)
-	v := g.view(m.rev, host)
-	if limit != 0 {
-		v.Queue = slices.SortedFunc(maps.Values(g.queue), func(a, b Item) int { return cmp.Compare(a.Arrival, b.Arrival) })
-		if limit > 0 && len(v.Queue) > limit {
-			v.Queue, v.More = v.Queue[:limit], true
-		}
-	}
-	return v, ctx.Err()
+	return m.group(group).view(m.rev, host, limit), ctx.Err()
 }
 
 // Enqueue implements [Store].
@@ -87,7 +85,9 @@ func (m *Memory) Enqueue(ctx context.Context, group, host string, data []byte) (
 	it.Data = data
 	g.queue[host] = it
 	m.changed()
-	return g.view(m.rev, host), nil
+	v := g.view(m.rev, host, 0)
+	v.Length = len(g.queue)
+	return v, nil
 }
 
 // Ahead implements [Store].
@@ -104,15 +104,15 @@ func (m *Memory) Ahead(ctx context.Context, group string, arrival int64) (int, e
 }
 
 // Commit implements [Store].
-func (m *Memory) Commit(ctx context.Context, group string, v View, c Change) (int64, error) {
+func (m *Memory) Commit(ctx context.Context, group, host string, limit int, v View, c Change) (int64, View, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := ctx.Err(); err != nil {
-		return 0, err
+		return 0, View{}, err
 	}
 	g := m.group(group)
 	if g.stateRev != v.StateRev || c.Exclusive && g.lastJoin > v.Rev {
-		return 0, ErrConflict
+		return 0, g.view(m.rev, host, limit), ErrConflict
 	}
 	m.rev++
 	g.state, g.stateRev = c.State, m.rev
@@ -127,7 +127,7 @@ func (m *Memory) Commit(ctx context.Context, group string, v View, c Change) (in
 	}
 	maps.Copy(g.audit, c.Audit)
 	m.changed()
-	return m.rev, nil
+	return m.rev, View{}, nil
 }
 
 // Watch implements [Store].

@@ -20,7 +20,8 @@ type Policy struct {
 	FailureBudget int `json:"failure_budget"`
 	// FailuresInRow halts a version after so many failures without a success between them; 0 means never.
 	FailuresInRow int `json:"failures_in_row,omitempty"`
-	// BootDeadline is how long a holder may stay away before it counts as a failure; 0 means for ever.
+	// BootDeadline is how long a holder may stay in one phase before it is late, and, if it has rebooted, counts as a failure;
+	// 0 means for ever.
 	BootDeadline Duration `json:"boot_deadline"`
 	// Windows are when slots are given out; none means always. Blackouts are when they are not, whatever the windows say.
 	Windows   []window.Window   `json:"windows,omitempty"`

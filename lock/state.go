@@ -168,7 +168,9 @@ func (s *step) tick() {
 		h.Late = s.now
 		why := fmt.Sprintf("%s for more than %s", h.Phase, limit)
 		s.log("late", h.Host, h.To, h.From, why)
-		s.failed(h.Host, h.To, why, true)
+		if h.Phase != Granted { // a host that has not rebooted says nothing about the version
+			s.failed(h.Host, h.To, why, true)
+		}
 	}
 }
 

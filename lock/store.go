@@ -16,8 +16,9 @@ type Store interface {
 	// Ahead counts the items that arrived before a revision.
 	Ahead(ctx context.Context, group string, arrival int64) (int, error)
 	// Commit makes a change as a whole if the state is still the one of the view, and if nobody has joined the queue since if
-	// the change is exclusive. Otherwise it returns [ErrConflict] and nothing has changed. It returns the revision of the change.
-	Commit(ctx context.Context, group string, v View, c Change) (int64, error)
+	// the change is exclusive. It returns the revision of the change. Otherwise nothing has changed; it returns [ErrConflict] and
+	// what Read(ctx, group, host, limit) would return now.
+	Commit(ctx context.Context, group, host string, limit int, v View, c Change) (int64, View, error)
 	// Watch returns nil once, after revision after, host has left the queue or a change with Signal was made, or when
 	// that can no longer be told.
 	Watch(ctx context.Context, group, host string, after int64) error
@@ -39,6 +40,7 @@ type View struct {
 	Own      *Item  // the place of the host that was asked for
 	Queue    []Item // in order of arrival
 	More     bool   // the queue is longer
+	Length   int    // of the queue; only after Enqueue
 }
 
 // Item is a place in the queue.

@@ -198,8 +198,8 @@ func (s *Store) signal(group string) string  { return s.cfg.Prefix + group + "/s
 func (s *Store) queue(group string) string   { return s.cfg.Prefix + group + "/queue/" }
 func (s *Store) history(group string) string { return s.cfg.Prefix + group + "/history/" }
 
-// Read implements [lock.Store].
-func (s *Store) Read(ctx context.Context, group, host string, limit int) (lock.View, error) {
+// reads are the operations whose answers make a view.
+func (s *Store) reads(group, host string, limit int) []clientv3.Op {
 	ops := []clientv3.Op{clientv3.OpGet(s.state(group))}
 	if host != "" {
 		ops = append(ops, clientv3.OpGet(s.queue(group)+host))
@@ -211,32 +211,42 @@ func (s *Store) Read(ctx context.Context, group, host string, limit int) (lock.V
 		}
 		ops = append(ops, clientv3.OpGet(s.queue(group), opts...))
 	}
+	return ops
+}
+
+func view(resp *clientv3.TxnResponse, host string, limit int) lock.View {
+	v := lock.View{Rev: resp.Header.Revision}
+	rest := resp.Responses
+	if kvs := rest[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		v.State, v.StateRev = kvs[0].Value, kvs[0].ModRevision
+	}
+	rest = rest[1:]
+	if host != "" {
+		if kvs := rest[0].GetResponseRange().Kvs; len(kvs) > 0 {
+			v.Own = &lock.Item{Host: host, Data: kvs[0].Value, Arrival: kvs[0].CreateRevision}
+		}
+		rest = rest[1:]
+	}
+	if limit != 0 {
+		r := rest[0].GetResponseRange()
+		v.More = r.More
+		for _, kv := range r.Kvs {
+			v.Queue = append(v.Queue, lock.Item{Host: path.Base(string(kv.Key)), Data: kv.Value, Arrival: kv.CreateRevision})
+		}
+	}
+	return v
+}
+
+// Read implements [lock.Store].
+func (s *Store) Read(ctx context.Context, group, host string, limit int) (lock.View, error) {
+	ops := s.reads(group, host, limit)
 	var v lock.View
 	err := s.try(ctx, func(ctx context.Context) error {
 		resp, err := s.c.Txn(ctx).Then(ops...).Commit()
-		if err != nil {
-			return err
+		if err == nil {
+			v = view(resp, host, limit)
 		}
-		v = lock.View{Rev: resp.Header.Revision}
-		rest := resp.Responses
-		if kvs := rest[0].GetResponseRange().Kvs; len(kvs) > 0 {
-			v.State, v.StateRev = kvs[0].Value, kvs[0].ModRevision
-		}
-		rest = rest[1:]
-		if host != "" {
-			if kvs := rest[0].GetResponseRange().Kvs; len(kvs) > 0 {
-				v.Own = &lock.Item{Host: host, Data: kvs[0].Value, Arrival: kvs[0].CreateRevision}
-			}
-			rest = rest[1:]
-		}
-		if limit != 0 {
-			r := rest[0].GetResponseRange()
-			v.More = r.More
-			for _, kv := range r.Kvs {
-				v.Queue = append(v.Queue, lock.Item{Host: path.Base(string(kv.Key)), Data: kv.Value, Arrival: kv.CreateRevision})
-			}
-		}
-		return nil
+		return err
 	})
 	return v, err
 }
@@ -250,7 +260,7 @@ func (s *Store) Enqueue(ctx context.Context, group, host string, data []byte) (l
 		if err != nil {
 			return err
 		}
-		resp, err := s.c.Txn(ctx).Then(clientv3.OpPut(key, string(data), clientv3.WithLease(lease)), clientv3.OpGet(key), clientv3.OpGet(s.state(group))).Commit()
+		resp, err := s.c.Txn(ctx).Then(clientv3.OpPut(key, string(data), clientv3.WithLease(lease)), clientv3.OpGet(key), clientv3.OpGet(s.state(group)), clientv3.OpGet(s.queue(group), clientv3.WithPrefix(), clientv3.WithCountOnly())).Commit()
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			s.forget(lease)
 			return rpctypes.ErrGRPCTimeout // tried again, with a new lease
@@ -265,6 +275,7 @@ func (s *Store) Enqueue(ctx context.Context, group, host string, data []byte) (l
 		if kvs := resp.Responses[2].GetResponseRange().Kvs; len(kvs) > 0 {
 			v.State, v.StateRev = kvs[0].Value, kvs[0].ModRevision
 		}
+		v.Length = int(resp.Responses[3].GetResponseRange().Count)
 		return nil
 	})
 	return v, err
@@ -287,7 +298,7 @@ func (s *Store) Ahead(ctx context.Context, group string, arrival int64) (int, er
 const maxRemove = 48
 
 // Commit implements [lock.Store].
-func (s *Store) Commit(ctx context.Context, group string, v lock.View, c lock.Change) (int64, error) {
+func (s *Store) Commit(ctx context.Context, group, host string, limit int, v lock.View, c lock.Change) (int64, lock.View, error) {
 	cmps := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.state(group)), "=", v.StateRev)}
 	if c.Exclusive {
 		cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(s.queue(group)), "<", v.Rev+1).WithPrefix())
@@ -309,23 +320,24 @@ func (s *Store) Commit(ctx context.Context, group string, v lock.View, c lock.Ch
 		ops = append(ops, clientv3.OpPut(fmt.Sprintf("%s%03d", s.history(group), n), string(line)))
 	}
 	var rev int64
+	var now lock.View
 	err := s.try(ctx, func(ctx context.Context) error {
 		// A commit whose answer was lost looks like a conflict when it is tried again. The caller then finds its change in the state.
-		resp, err := s.c.Txn(ctx).If(cmps...).Then(ops...).Commit()
-		if err != nil {
+		resp, err := s.c.Txn(ctx).If(cmps...).Then(ops...).Else(s.reads(group, host, limit)...).Commit()
+		switch {
+		case err != nil:
 			return err
+		case resp.Succeeded:
+			rev = resp.Header.Revision
+		default:
+			rev, now = 0, view(resp, host, limit)
 		}
-		if !resp.Succeeded {
-			rev = 0
-			return nil
-		}
-		rev = resp.Header.Revision
 		return nil
 	})
 	if err == nil && rev == 0 {
-		return 0, lock.ErrConflict
+		err = lock.ErrConflict
 	}
-	return rev, err
+	return rev, now, err
 }
 
 // History implements [lock.Store].

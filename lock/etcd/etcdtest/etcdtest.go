@@ -16,7 +16,7 @@ const startTimeout = 60 * time.Second
 
 // StartEmbedded runs an etcd of one member that keeps its data in dir. It returns the address of its clients and what ends it.
 func StartEmbedded(dir string) (endpoint string, stop func(), err error) {
-	e, err := start(Config(dir))
+	e, err := Start(Config(dir))
 	if err != nil {
 		return "", nil, err
 	}
@@ -35,7 +35,8 @@ func Config(dir string) *embed.Config {
 	return cfg
 }
 
-func start(cfg *embed.Config) (*embed.Etcd, error) {
+// Start runs one member and returns when it is ready.
+func Start(cfg *embed.Config) (*embed.Etcd, error) {
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("starting etcd in %s: %w", cfg.Dir, err)
