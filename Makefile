@@ -5,7 +5,7 @@ BIN       := bin
 PREFIX    ?= /usr
 DESTDIR   ?=
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-GOFLAGS_  := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+GOFLAGS_  := -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$(VERSION)"
 
 # Packages whose tests are quick enough for the race detector in the usual loop.
 RACE      := ./cmd/... ./updater/... ./omaha/... ./payload/... ./partition/... ./reboot/... ./lock/...

@@ -24,6 +24,9 @@ var rooms = map[string][]string{
 	"lock":      {},
 }
 
+// buildTags are those of the Makefile: without gRPC's request tracing, and the web pages that come with it.
+const buildTags = "grpcnotrace"
+
 // never are imports that a program must not link, with the reason.
 var never = []struct{ program, prefix, reason string }{
 	{"cmd/flipsided", "go.etcd.io/etcd/server", "a host is a client of etcd, never a server"},
@@ -40,7 +43,7 @@ type listed struct {
 
 func list(t *testing.T, pattern ...string) []listed {
 	t.Helper()
-	out, err := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,TestImports,XTestImports,Deps"}, pattern...)...).Output()
+	out, err := exec.Command("go", append([]string{"list", "-tags", buildTags, "-json=ImportPath,Imports,TestImports,XTestImports,Deps"}, pattern...)...).Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}

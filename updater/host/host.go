@@ -24,7 +24,7 @@ import (
 
 // Run builds the engine that c describes and runs it until ctx is done. An error that is a *reboot.ExitError asks for the process to end.
 func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
-	e, closer, err := build(c, log)
+	e, closer, err := assemble(c, log)
 	if err != nil {
 		return err
 	}
@@ -46,7 +46,7 @@ func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
 	return e.Run(ctx)
 }
 
-func build(c config.Config, log *slog.Logger) (*updater.Engine, func() error, error) {
+func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error, error) {
 	machineID, err := readLine("machine id", c.Host.MachineID)
 	if err != nil {
 		return nil, nil, err
