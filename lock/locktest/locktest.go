@@ -440,4 +440,3 @@ func follow(e env) {
 		e.Error(err)
 	}
 }
-
