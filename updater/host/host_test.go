@@ -51,6 +51,8 @@ type rig struct {
 	conf   string // further lines of configuration
 	images map[string][]byte
 	wrap   func(http.Handler) http.Handler
+
+	lastConfig string // what config parsed last
 }
 
 func newRig(t *testing.T) *rig {
@@ -210,7 +212,8 @@ boot_id = %q
 state = %q
 run = %q
 `, r.http.URL+"/v1/update/", r.dir+"/release.pem", r.disk, running, r.dir+"/os-release", r.dir+"/machine-id", r.dir+"/boot_id", r.dir+"/state", r.dir+"/run")
-	c, err := config.Parse("test.toml", []byte(text+r.conf))
+	r.lastConfig = text + r.conf
+	c, err := config.Parse("test.toml", []byte(r.lastConfig))
 	if err != nil {
 		r.t.Fatal(err)
 	}
