@@ -4,8 +4,7 @@ GO        ?= .ci/go
 BIN       := bin
 PREFIX    ?= /usr
 DESTDIR   ?=
-VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-GOFLAGS_  := -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$(VERSION)"
+GOFLAGS_  := -trimpath -tags grpcnotrace -buildvcs=auto -ldflags "-s -w"
 
 # Packages whose tests are quick enough for the race detector in the usual loop.
 RACE      := ./cmd/... ./updater/... ./omaha/... ./payload/... ./partition/... ./reboot/... ./lock/...

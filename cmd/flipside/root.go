@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -165,9 +166,18 @@ func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
+// version is that of the module, as the build recorded it.
+func version() string {
+	if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {
+		return bi.Main.Version
+	}
+	return "unknown"
+}
+
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "flipside",
+		Version:       version(),
 		Short:         "atomic A/B updates of a host's /usr: ask, watch, build, serve",
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -1,0 +1,158 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/flipside-linux/flipside/updater"
+)
+
+// daemon is an engine with nothing behind it.
+type daemon struct {
+	mu      sync.Mutex
+	st      updater.Status
+	changed chan struct{}
+	forgave []string
+}
+
+func (d *daemon) Status(context.Context) (updater.Status, <-chan struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.changed == nil {
+		d.changed = make(chan struct{})
+	}
+	return d.st, d.changed
+}
+
+func (d *daemon) CheckNow(_ context.Context, _ string, forgive ...string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forgave = forgive
+	return nil
+}
+
+func (d *daemon) set(why string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.st.Why = why
+	if d.changed != nil {
+		close(d.changed)
+	}
+	d.changed = make(chan struct{})
+}
+
+func serveTest(t *testing.T, d Daemon) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "run", "control.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, l, d, slog.New(slog.DiscardHandler)) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve = %v after a stop", err)
+		}
+	})
+	return path
+}
+
+func TestStatusAndCheck(t *testing.T) {
+	d := &daemon{}
+	d.set("up to date")
+	path := serveTest(t, d)
+	var got updater.Status
+	keep := func(st updater.Status) bool { got = st; return true }
+	if err := Call(t.Context(), path, Request{Method: "status"}, keep); err != nil || got.Why != "up to date" {
+		t.Errorf("status: %v, %+v", err, got)
+	}
+	if err := Call(t.Context(), path, Request{Method: "check", Forgive: []string{"2.0.0"}}, keep); err != nil {
+		t.Error(err)
+	}
+	if len(d.forgave) != 1 || d.forgave[0] != "2.0.0" {
+		t.Errorf("forgave %q", d.forgave)
+	}
+	if err := Call(t.Context(), path, Request{Method: "dance"}, keep); err == nil || !strings.Contains(err.Error(), `unknown method "dance"`) {
+		t.Errorf("error = %v", err)
+	}
+}
+
+func TestWatchTellsOfChanges(t *testing.T) {
+	d := &daemon{}
+	d.set("one")
+	path := serveTest(t, d)
+	var seen []string
+	err := Call(t.Context(), path, Request{Method: "watch"}, func(st updater.Status) bool {
+		seen = append(seen, st.Why)
+		if len(seen) == 1 {
+			d.set("two")
+		}
+		return len(seen) < 2
+	})
+	if err != nil || len(seen) != 2 || seen[1] != "two" {
+		t.Errorf("watch: %v, %q", err, seen)
+	}
+}
+
+func TestGarbageIsAnsweredAndDoesNoHarm(t *testing.T) {
+	path := serveTest(t, &daemon{})
+	for _, in := range []string{"not json\n", "[]\n", "\x00\n"} {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, in)
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		out, _ := io.ReadAll(c)
+		if !strings.Contains(string(out), `"error"`) {
+			t.Errorf("%q was answered with %q", in, out)
+		}
+		c.Close()
+	}
+	// Far more clients than there are places, none of which says anything.
+	for range 2 * maxClients {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+}
+
+func TestNobodyListens(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	if err := Call(t.Context(), path, Request{Method: "status"}, nil); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("error = %v, want ErrNotRunning", err)
+	}
+	// A socket that a dead daemon left behind is taken over, that of a living one is not.
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(path); err == nil {
+		t.Error("took the socket of a living daemon")
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	}
+	l2, err := Listen(path)
+	if err != nil {
+		t.Errorf("did not take over a dead socket: %v", err)
+	} else {
+		l2.Close()
+	}
+}
