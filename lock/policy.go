@@ -116,3 +116,8 @@ func (d *Duration) UnmarshalText(text []byte) error {
 }
 
 func (d Duration) String() string { return time.Duration(d).String() }
+
+// Window says whether the policy lets anybody reboot at t, and until or from when.
+func (p Policy) Window(t time.Time) window.Status {
+	return p.schedule().At(t, time.Duration(p.RebootTime))
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/flipside-linux/flipside/lock/etcd/etcdtest"
+)
+
+// TestLockAndFleet plays a small rollout from the command line, on a real etcd.
+func TestLockAndFleet(t *testing.T) {
+	endpoint, stop, err := etcdtest.StartEmbedded(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	run := func(want int, contains string, args ...string) string {
+		t.Helper()
+		var out, errs bytes.Buffer
+		a := &app{stdin: strings.NewReader("max = 2\nfailure_budget = 1\nreboot_time = \"2m\"\n"), stdout: &out, stderr: &errs}
+		args = append(args, "--endpoints", endpoint, "--group", "web")
+		if code := a.run(t.Context(), args); code != want || !strings.Contains(out.String()+errs.String(), contains) {
+			t.Fatalf("flipside %s ended with %d, want %d and %q; it printed\n%s%s", strings.Join(args, " "), code, want, contains, &out, &errs)
+		}
+		return out.String()
+	}
+	run(0, "0 of 1 down", "lock", "status")
+	run(0, "is set", "fleet", "policy", "set", "-", "--reason", "first")
+	run(0, `"max": 2`, "fleet", "policy", "get")
+	run(0, "a holds a slot", "lock", "acquire", "--host", "a", "--from", "1", "--to", "2")
+	run(0, "a holds a slot", "lock", "acquire", "--host", "a", "--from", "1", "--to", "2")
+	run(0, "b holds a slot", "lock", "acquire", "--host", "b", "--to", "2")
+	run(exitBlocked, "c waits at position 1", "lock", "acquire", "--host", "c", "--to", "2")
+	run(exitBlocked, "c waits at position 1", "lock", "acquire", "--host", "c", "--to", "2", "--wait", "50ms")
+	run(0, "c", "fleet", "plan")
+	run(0, "1 waiting", "fleet", "status")
+	run(0, "holds no slot", "lock", "release", "--host", "b", "--verdict", "healthy")
+	run(0, "c holds a slot", "lock", "acquire", "--host", "c", "--to", "2", "--wait", "10s")
+	run(0, "holds no slot", "lock", "release", "--host", "c", "--verdict", "failed", "--version", "2", "--reason", "it smokes")
+	run(exitBlocked, "it smokes", "fleet", "status")
+	run(exitBlocked, "halted", "lock", "acquire", "--host", "d", "--to", "2")
+	run(exitNothing, "nothing is halted", "fleet", "resume", "3")
+	run(0, "goes on with 2", "fleet", "resume", "2")
+	run(0, "is paused", "fleet", "pause")
+	run(exitNothing, "paused already", "fleet", "pause")
+	run(0, "up to 3", "lock", "set-max", "3")
+	run(exitUsage, "--reason", "fleet", "force-release", "a")
+	run(0, "is free", "fleet", "force-release", "a", "--reason", "the machine burnt")
+	run(exitNothing, "holds no slot", "fleet", "force-release", "a", "--reason", "again")
+	run(0, "the machine burnt", "fleet", "history")
+	run(exitUsage, "number", "lock", "set-max", "many")
+	run(exitUsage, "verdict", "lock", "release", "--host", "a", "--verdict", "maybe")
+
+	var doc struct {
+		Schema  string `json:"schema"`
+		Group   string `json:"group"`
+		Holders []any  `json:"holders"`
+	}
+	if out := run(0, "", "--json", "lock", "status"); json.Unmarshal([]byte(out), &doc) != nil || doc.Schema != "flipside.lock-status/v1" || doc.Group != "web" || doc.Holders == nil {
+		t.Errorf("lock status --json printed %s", out)
+	}
+}
+
+func TestFleetPolicyCheck(t *testing.T) {
+	for _, tt := range []struct {
+		text, want string
+		code       int
+	}{
+		{`{"max":3,"failure_budget":1,"boot_deadline":"20m"}`, "always open", 0},
+		{"max = 1\n[[windows]]\ndays = [\"Thu\"]\nstart = \"04:00\"\nlength = \"1h\"\nzone = \"Europe/Berlin\"\n", "window", 0},
+		{"max = 1\nmaks = 2\n", "unknown field \"maks\"", exitUsage},
+		{"max = -1\n", "max is -1", exitFailed},
+		{"[[windows]]\nstart = \"2:30pm\"\nlength = \"1h\"\nzone = \"UTC\"\n", "2:30pm", exitFailed},
+		{"boot_deadline = \"soon\"\n", "soon", exitFailed},
+		{"max = \n", "policy.toml", exitFailed},
+	} {
+		path := filepath.Join(t.TempDir(), "policy.toml")
+		if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		a := &app{stdout: &out, stderr: &out}
+		if code := a.run(t.Context(), []string{"fleet", "policy", "check", path}); code != tt.code || !strings.Contains(out.String(), tt.want) {
+			t.Errorf("%q: exit %d, want %d and %q; it printed %s", tt.text, code, tt.code, tt.want, &out)
+		}
+	}
+}
