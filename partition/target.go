@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -45,7 +46,7 @@ func (d *Disk) Begin(r Running, label string) (*Target, error) {
 type Target struct {
 	disk *Disk
 	slot Slot
-	gen  int // counts writes
+	gen  atomic.Int64 // counts writes; they come from several goroutines
 }
 
 // Slot says which slot it is.
@@ -66,7 +67,7 @@ func (t *Target) WriteAt(p []byte, off int64) (int, error) {
 	if err := t.bounds(off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	t.gen++
+	t.gen.Add(1)
 	return t.disk.dev.WriteAt(p, t.slot.Start+off)
 }
 
@@ -84,7 +85,7 @@ func (t *Target) Flush() error { return t.disk.dev.Flush() }
 // Verified is the proof that a slot holds, on the medium, exactly what it should. Only Verify makes one.
 type Verified struct {
 	target *Target
-	gen    int
+	gen    int64
 	slot   Slot
 }
 
@@ -96,7 +97,7 @@ func (t *Target) Verify(ctx context.Context, size int64, want [32]byte) (Verifie
 	if err := t.Flush(); err != nil {
 		return Verified{}, fmt.Errorf("verifying slot %s: flushing: %w", t.slot.Label, err)
 	}
-	gen := t.gen
+	gen := t.gen.Load()
 	h := sha256.New()
 	buf := aligned(1 << 20)
 	for off := int64(0); off < size; {
@@ -133,7 +134,7 @@ func (d *Disk) Activate(r Running, v Verified, tries int) error {
 	if v.target == nil || v.target.disk != d {
 		return errors.New("activating a slot: it was not verified on this disk")
 	}
-	if v.target.gen != v.gen {
+	if v.target.gen.Load() != v.gen {
 		return fmt.Errorf("activating slot %s: %w", v.slot.Label, ErrStale)
 	}
 	if tries < 1 || tries > 3 {

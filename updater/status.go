@@ -3,6 +3,8 @@ package updater
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,14 +67,18 @@ func (c *Core) Status(now time.Time) Status {
 	st := c.State
 	v := Status{
 		Schema: statusSchema, Version: c.Facts.Version, Slot: c.Facts.Running, BootID: c.Facts.BootID,
-		Phase: st.Phase, Since: st.Since, Quarantine: st.Failures,
+		Phase: st.Phase, Since: st.Since, Quarantine: maps.Clone(st.Failures),
 		LastCheck: st.LastCheck, NextCheck: c.checkDue, LastAnswer: st.LastAnswer, LastError: st.LastError, ErrorAt: st.ErrorAt,
-		LastUpdate: st.LastUpdate, Unsent: len(st.Reports), Verdict: st.Verdict,
-		Stage: c.answersStage, Gates: c.answers,
+		LastUpdate: st.LastUpdate, Unsent: len(st.Reports),
+		Stage: c.answersStage, Gates: slices.Clone(c.answers),
 		Asking: c.busy && (st.Phase == Idle || st.Phase == Armed || c.offered != nil),
 	}
 	if _, stop := reboot.First(c.answers); stop && (st.Phase == Armed) == (c.answersStage == BeforeReboot) {
 		v.Blocked = true
+	}
+	if st.Verdict != nil {
+		verdict := *st.Verdict
+		v.Verdict = &verdict
 	}
 	if u := st.Update; u != nil {
 		v.Update = &UpdateStatus{u.Offer.Version, u.ToSlot, u.Offer.Size, u.Started}

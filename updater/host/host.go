@@ -83,6 +83,10 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 	if err != nil {
 		return nil, nil, err
 	}
+	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version}
+	if err := in.locate(os.DirFS("/")); err != nil {
+		return nil, nil, errors.Join(err, closer())
+	}
 	name := machineID
 	if c.Host.Alias != "" {
 		name = c.Host.Alias
@@ -96,7 +100,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 			},
 		},
 		Store:     store,
-		Installer: &installer{conf: c, http: h, log: log, bootID: bootID, version: version},
+		Installer: in,
 		Gates: &gatekeeper{
 			download: []reboot.Gate{pauseGate{c.PauseFile()}}, local: []reboot.Gate{pauseGate{c.PauseFile()}, strategyGate{c.Reboot.Strategy}, window},
 			pin: c.Update.Pin, semaphore: sem, group: c.Lock.Group, host: name, bootID: bootID, version: version,

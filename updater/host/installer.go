@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/bootsim"
+	"github.com/flipside-linux/flipside/partition/mounted"
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
@@ -26,6 +28,8 @@ type installer struct {
 	conf    config.Config
 	http    *omaha.HTTP
 	log     *slog.Logger
+	path    string // of the disk
+	running string // label of the running slot
 	bootID  string
 	version string
 
@@ -41,11 +45,50 @@ func (in *installer) open(readOnly bool) (*partition.Disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("slots.type %q: %w", in.conf.Slots.Type, err)
 	}
-	return partition.OpenDisk(in.conf.Slots.Disk, partition.Options{ReadOnly: readOnly, TypeGUID: typ})
+	return partition.OpenDisk(in.path, partition.Options{ReadOnly: readOnly, TypeGUID: typ})
 }
 
-func (in *installer) running(d *partition.Disk) (partition.Running, error) {
-	return d.RunningFromLabel(in.conf.Slots.Running)
+// locate finds the disk and the running slot: what the configuration names, or what /usr is mounted from.
+func (in *installer) locate(root fs.FS) error {
+	in.path, in.running = in.conf.Slots.Disk, in.conf.Slots.Running
+	if in.path != auto && in.running != auto {
+		return nil
+	}
+	usr, err := mounted.Usr(root)
+	if err != nil {
+		return fmt.Errorf("%w; slots.disk and slots.running can name them", err)
+	}
+	if in.path == auto {
+		in.path = usr.Disk
+	}
+	d, err := in.open(true)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	slots, err := d.Slots()
+	if err != nil {
+		return err
+	}
+	for _, s := range slots {
+		if s.Index == usr.Index {
+			if in.running == auto {
+				in.running = s.Label
+			}
+			if in.running != s.Label {
+				return fmt.Errorf("slots.running is %s, and /usr is mounted from %s", in.running, s.Label)
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("/usr is mounted from %s, which is not a slot of type %s on %s", usr.Name, in.conf.Slots.Type, in.path)
+}
+
+// auto stands in the configuration for what can be found out.
+const auto = "auto"
+
+func (in *installer) proof(d *partition.Disk) (partition.Running, error) {
+	return d.RunningFromLabel(in.running)
 }
 
 func (in *installer) Facts(context.Context) (updater.Facts, error) {
@@ -55,7 +98,7 @@ func (in *installer) Facts(context.Context) (updater.Facts, error) {
 		return f, err
 	}
 	defer d.Close()
-	run, err := in.running(d)
+	run, err := in.proof(d)
 	if err != nil {
 		return f, err
 	}
@@ -75,7 +118,7 @@ func (in *installer) Facts(context.Context) (updater.Facts, error) {
 		}
 	}
 	if f.Other == "" {
-		return f, fmt.Errorf("disk %s has one slot, %s; an update needs another one", in.conf.Slots.Disk, f.Running)
+		return f, fmt.Errorf("disk %s has one slot, %s; an update needs another one", in.path, f.Running)
 	}
 	return f, nil
 }
@@ -95,7 +138,7 @@ func (in *installer) Slots(context.Context) ([]updater.SlotStatus, error) {
 	for _, s := range slots {
 		list = append(list, updater.SlotStatus{
 			Label: s.Label, UUID: s.UUID.String(), Size: s.Size, Priority: s.Priority, Tries: s.Tries, Successful: s.Successful,
-			Running: s.Label == in.conf.Slots.Running, Next: bootable && s.Index == next.Index,
+			Running: s.Label == in.running, Next: bootable && s.Index == next.Index,
 		})
 	}
 	return list, nil
@@ -161,7 +204,7 @@ func (in *installer) apply(ctx context.Context, u updater.Update, checkpoint fun
 			d.Close()
 		}
 	}()
-	run, err := in.running(d)
+	run, err := in.proof(d)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errDisk, err)
 	}
@@ -233,7 +276,7 @@ func (in *installer) Arm(_ context.Context, u updater.Update) error {
 	if in.verified == nil || in.proofOf != u.Offer.SHA256 {
 		return fmt.Errorf("release %s was not verified by this process", u.Offer.Version)
 	}
-	run, err := in.running(in.disk)
+	run, err := in.proof(in.disk)
 	if err != nil {
 		return err
 	}
@@ -255,7 +298,7 @@ func (in *installer) Confirm(context.Context) error {
 		return err
 	}
 	defer d.Close()
-	run, err := in.running(d)
+	run, err := in.proof(d)
 	if err != nil {
 		return err
 	}
