@@ -74,7 +74,8 @@ type channelView struct {
 
 type hostView struct {
 	Host
-	Why string
+	Why   string
+	Class string // its colour group
 }
 
 func (s *Server) page(w http.ResponseWriter, r *http.Request, page *template.Template) {
@@ -109,23 +110,27 @@ func (s *Server) view(now time.Time, query string) view {
 		perChannel[name] = &channelView{Name: name, Channel: c, Rollout: policyWords(c), Halted: haltWords(c)}
 	}
 	for _, h := range st.Hosts {
-		class := stateClass(h.State)
-		counts[class]++
+		view := hostView{Host: h, Why: h.Waits, Class: stateClass(h.State)}
+		if view.Why == "" {
+			view.Why = h.Why
+		}
+		if view.Class == "good" && compareVersions(h.Version, st.Channels[h.Channel].Version) < 0 {
+			view.Class = "held" // it has not asked since the channel moved
+		}
+		counts[view.Class]++
 		if c := perChannel[h.Channel]; c != nil {
 			c.count(h)
 		}
 		if query != "" && !matches(h, query) {
 			continue
 		}
-		if len(v.Hosts) == maxRows {
-			v.More++
-			continue
-		}
-		why := h.Waits
-		if why == "" {
-			why = h.Why
-		}
-		v.Hosts = append(v.Hosts, hostView{h, why})
+		v.Hosts = append(v.Hosts, view)
+	}
+	// Those that somebody may want to look at come first.
+	rank := map[string]int{"bad": 0, "busy": 1, "held": 2, "good": 3}
+	slices.SortStableFunc(v.Hosts, func(a, b hostView) int { return cmp.Compare(rank[a.Class], rank[b.Class]) })
+	if v.More = max(len(v.Hosts)-maxRows, 0); v.More > 0 {
+		v.Hosts = v.Hosts[:maxRows]
 	}
 	v.Tiles = []tile{
 		{"hosts", "all", len(st.Hosts)}, {"up to date", "good", counts["good"]}, {"updating", "busy", counts["busy"]},
@@ -172,9 +177,6 @@ func matches(h Host, query string) bool {
 	}
 	return false
 }
-
-// Class gives a host's state its colour group on the page.
-func (h hostView) Class() string { return stateClass(h.State) }
 
 func stateClass(s State) string {
 	switch s {

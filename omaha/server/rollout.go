@@ -110,7 +110,13 @@ func (s *Server) finish(h *Host, state State, now time.Time) {
 
 // expire takes the place of a host that was not heard of in time, so that others can have it. The host itself is not
 // stuck: its next check or event goes on where it was.
+//
+// It goes through all that update now, so it looks no more often than once a second.
 func (s *Server) expire(now time.Time) {
+	if d := now.Sub(s.expired); d >= 0 && d < time.Second {
+		return
+	}
+	s.expired = now
 	c := s.catalog.Load()
 	for name, r := range s.rollouts {
 		ch, ok := c.channels[name]

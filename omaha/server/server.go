@@ -47,7 +47,8 @@ type Server struct {
 	hosts    map[string]*Host
 	rollouts map[string]*rollout // by channel
 	history  history
-	store    *store // nil when read-only
+	expired  time.Time // when expire last looked
+	store    *store    // nil when read-only
 }
 
 // New opens the directory dir, which is made when it does not exist.
