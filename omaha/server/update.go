@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/xml"
@@ -45,11 +44,15 @@ type checkDoc struct {
 	Hold         string `xml:"hold,attr,omitempty"`         // why a noupdate is a "not yet"
 }
 
-// reported is what our own client says beyond the protocol.
-type reported struct {
-	Apps []struct {
-		Hold *string `xml:"hold,attr"`
-	} `xml:"app"`
+// requestDoc is go-omaha's request with what our own client says beyond the protocol.
+type requestDoc struct {
+	wire.Request
+	Apps []appReport `xml:"app"`
+}
+
+type appReport struct {
+	wire.AppRequest
+	Hold *string `xml:"hold,attr"` // why the host does not move
 }
 
 // update answers POST /v1/update.
@@ -67,21 +70,15 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the request is not a plain Omaha 3.0 document", http.StatusBadRequest)
 		return
 	}
-	req, err := wire.ParseRequest("", bytes.NewReader(data))
-	if err != nil {
-		s.metrics.refused.Inc()
-		http.Error(w, "the request is not an Omaha 3.0 document", http.StatusBadRequest)
-		return
-	}
-	var more reported
-	if err := xml.Unmarshal(data, &more); err != nil {
+	var req requestDoc
+	if err := xml.Unmarshal(data, &req); err != nil || req.Protocol != "3.0" {
 		s.metrics.refused.Inc()
 		http.Error(w, "the request is not an Omaha 3.0 document", http.StatusBadRequest)
 		return
 	}
 	doc := responseDoc{Response: wire.Response{Protocol: "3.0", Server: "flipside", DayStart: wire.DayStart{ElapsedSeconds: "0"}}}
-	for i, app := range req.Apps {
-		part, saved := s.app(app, more.Apps[i].Hold, s.base(r))
+	for i := range req.Apps {
+		part, saved := s.app(&req.Apps[i].AppRequest, req.Apps[i].Hold, s.base(r))
 		if saved != nil {
 			if err := s.saved(saved); err != nil {
 				http.Error(w, "the server cannot save its state", http.StatusServiceUnavailable)
