@@ -52,6 +52,9 @@ type ApplyOptions struct {
 // had its hash, and the targets are flushed. Whether the medium holds what was written is for the caller to find out, by reading it back and
 // comparing with Partition.SHA256.
 func (p *Payload) Apply(ctx context.Context, opt ApplyOptions) error {
+	if p.keys.Len() == 0 {
+		return ErrNoKey
+	}
 	for _, q := range p.Partitions {
 		if opt.Targets[q.Name] == nil {
 			return fmt.Errorf("%w: nowhere to write partition %q to", ErrTarget, q.Name)

@@ -93,6 +93,14 @@ func Open(ctx context.Context, src Source, opt Options) (*Payload, error) {
 	if opt.Keys.Len() == 0 {
 		return nil, ErrNoKey
 	}
+	return open(ctx, src, opt)
+}
+
+// Inspect reads a payload's metadata and checks everything about it but the signatures. What it returns is a claim, made by whoever
+// wrote the file; Apply refuses it.
+func Inspect(ctx context.Context, src Source) (*Payload, error) { return open(ctx, src, Options{}) }
+
+func open(ctx context.Context, src Source, opt Options) (*Payload, error) {
 	r, err := src.Open(ctx, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSource, err)
@@ -141,6 +149,8 @@ func Open(ctx context.Context, src Source, opt Options) (*Payload, error) {
 	p.metadata, p.metaSig = buf.Bytes()[:p.MetadataSize], buf.Bytes()[p.MetadataSize:]
 	p.ManifestSHA256 = sha256.Sum256(p.metadata)
 	switch {
+	case opt.Keys.Len() == 0:
+		// Inspect: nobody is believed, and nothing is applied.
 	case len(opt.MetadataSignature) > 0:
 		if !opt.Keys.verifyOne(opt.MetadataSignature, p.ManifestSHA256) {
 			return nil, fmt.Errorf("the metadata's detached signature: %w", ErrSignature)
@@ -307,3 +317,12 @@ func validName(name string) bool {
 
 // DecodeMetadataSignature reads Omaha's MetadataSignatureRsa.
 func DecodeMetadataSignature(s string) ([]byte, error) { return base64.StdEncoding.DecodeString(s) }
+
+// Counts returns how many operations of each kind make the image, by the name of the kind.
+func (p Partition) Counts() map[string]int {
+	n := map[string]int{}
+	for _, op := range p.ops {
+		n[op.kind.String()]++
+	}
+	return n
+}
