@@ -89,11 +89,11 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 		return Standing{}, err
 	}
 	now := k.opt.Now()
-	if h, held := s.Holder(c.Host); held && !k.another(h, c) {
+	if h, held := s.Holder(c.Host); held && (c.To == "" || h.To == c.To) {
 		k.saw(c, v.Rev)
 		return s.standing(c, 0, now), nil
 	} else if held {
-		// The host has come back and wants another reboot: nobody has judged the first one.
+		// The host wants another reboot than it was granted, and nobody has judged the first one. It queues again.
 		if err := k.Release(ctx, c.Group, c.Host, Verdict{Outcome: Cancelled, Reason: "it asks for another reboot, to " + c.To, Token: h.Token}); err != nil {
 			return Standing{}, err
 		}
@@ -141,11 +141,6 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 		return Standing{}, err
 	}
 	return s.standing(c, position, now), nil
-}
-
-// another reports whether a claim is not the one that was granted.
-func (k *Keeper) another(h Holder, c Claim) bool {
-	return h.Phase == Booted && h.To != c.To
 }
 
 // open reports whether a change may serve somebody, or has a late holder to note.

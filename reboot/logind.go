@@ -99,7 +99,12 @@ func (l Logind) Reboot(ctx context.Context, reason string) error {
 	// Said to everybody who is logged in; an old logind, or one that lets nobody set it, is no reason to stay up.
 	manager.CallWithContext(call, login1Iface+".SetWallMessage", 0, "flipside: "+reason, true)
 	err = manager.CallWithContext(call, login1Iface+".Reboot", 0, false).Err
-	if err == nil || lost(call, conn, err) {
+	switch {
+	case err == nil:
+		return nil
+	case call.Err() != nil: // also closes the connection, which must not be taken for a machine that goes down
+		return fmt.Errorf("asking logind to reboot: it has not answered: %w", call.Err())
+	case lost(conn, err):
 		return nil
 	}
 	if refused(err) {
@@ -116,10 +121,7 @@ func (l Logind) Reboot(ctx context.Context, reason string) error {
 }
 
 // lost reports whether the bus went away after the call was sent, which is what a machine that goes down does.
-func lost(ctx context.Context, conn *dbus.Conn, err error) bool {
-	if ctx.Err() != nil {
-		return false
-	}
+func lost(conn *dbus.Conn, err error) bool {
 	return errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
 		!conn.Connected() || named(err, "org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected")
 }

@@ -62,6 +62,8 @@ type fakeLogin1 struct {
 	answer     *dbus.Error
 	onReboot   func()
 	inhibitors []Inhibitor
+	sessions   []fakeSession
+	conn       *dbus.Conn
 }
 
 func (f *fakeLogin1) Reboot(bool) *dbus.Error {
@@ -81,16 +83,23 @@ func (f *fakeLogin1) SetWallMessage(text string, _ bool) *dbus.Error {
 	return nil
 }
 
-func (f *fakeLogin1) ListInhibitors() ([]Inhibitor, *dbus.Error) { return f.inhibitors, nil }
+func (f *fakeLogin1) ListInhibitors() ([]Inhibitor, *dbus.Error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.inhibitors, nil
+}
 
-func (f *fakeLogin1) ListSessions() ([]struct {
-	ID   string
-	UID  uint32
-	User string
-	Seat string
-	Path dbus.ObjectPath
-}, *dbus.Error) {
-	return nil, nil
+type fakeSession struct {
+	ID         string
+	UID        uint32
+	User, Seat string
+	Path       dbus.ObjectPath
+}
+
+func (f *fakeLogin1) ListSessions() ([]fakeSession, *dbus.Error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sessions, nil
 }
 
 func (f *fakeLogin1) export(t *testing.T) {
@@ -100,6 +109,7 @@ func (f *fakeLogin1) export(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	f.conn = conn
 	if err := conn.Export(f, login1Path, login1Iface); err != nil {
 		t.Fatal(err)
 	}

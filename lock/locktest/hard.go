@@ -61,6 +61,24 @@ func marks(e env) {
 	}
 }
 
+// anotherVersion asks for another release than the one that was granted, as a host does that crashed before it could give that back.
+func anotherVersion(e env) {
+	old := e.granted("a")
+	e.waits("b", 1)
+	c := e.claim("a")
+	c.To = "3.0.0"
+	if st := e.request(c); st.Granted || st.Position != 1 {
+		e.Errorf("another version: %+v, want it to queue", st)
+	}
+	if hs := e.holders(); !slices.Equal(hs, []string{"b"}) {
+		e.Errorf("holders %v, want b", hs)
+	}
+	e.release("b", lock.Healthy)
+	if st := e.request(c); !st.Granted || st.Token <= old.Token {
+		e.Errorf("its turn: %+v", st)
+	}
+}
+
 func history(e env) {
 	e.granted("a")
 	e.must(e.k.Mark(e.ctx, e.group, "a", lock.Mark{Phase: lock.Rebooting}))

@@ -67,6 +67,7 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		{"window", windows},
 		{"marks and fencing", marks},
 		{"withdraw", withdraw},
+		{"another version", anotherVersion},
 		{"history", history},
 		{"bad input", badInput},
 		{"never more than max", neverMoreThanMax},
