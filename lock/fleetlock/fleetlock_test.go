@@ -1,0 +1,221 @@
+package fleetlock
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/lock/locktest"
+)
+
+func serve(t *testing.T, h http.Handler) (*Client, string) {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	c, err := New(s.URL+"/", Options{Pause: func(ctx context.Context, _ time.Duration) error {
+		time.Sleep(2 * time.Millisecond)
+		return ctx.Err()
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, s.URL
+}
+
+func TestBasic(t *testing.T) {
+	for name, limit := range map[string]int{"one": 1, "three": 3} {
+		t.Run("client and server, "+name, func(t *testing.T) {
+			k := lock.On(lock.NewMemory(), lock.Options{})
+			if err := k.SetMax(t.Context(), "basic", limit); err != nil {
+				t.Fatal(err)
+			}
+			locktest.RunBasic(t, limit, func(t *testing.T) lock.Semaphore { c, _ := serve(t, &Server{Semaphore: k}); return c })
+		})
+		t.Run("memory, "+name, func(t *testing.T) {
+			k := lock.On(lock.NewMemory(), lock.Options{})
+			if err := k.SetMax(t.Context(), "basic", limit); err != nil {
+				t.Fatal(err)
+			}
+			locktest.RunBasic(t, limit, func(*testing.T) lock.Semaphore { return k })
+		})
+	}
+}
+
+// A failure that is told over this protocol halts the version as any other does.
+func TestVerdict(t *testing.T) {
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	c, _ := serve(t, &Server{Semaphore: k})
+	cl := lock.Claim{Group: "web", Host: "a", To: "2"}
+	if st, err := c.Request(t.Context(), cl); err != nil || !st.Granted {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	if err := c.Release(t.Context(), "web", "a", lock.Verdict{Outcome: lock.Failed, Version: "2", Reason: "it smokes"}); err != nil {
+		t.Fatal(err)
+	}
+	cl.Host = "b"
+	if st, err := c.Request(t.Context(), cl); err != nil || st.Granted || !strings.Contains(st.Halted, "it smokes") {
+		t.Errorf("after the failure: %+v, %v", st, err)
+	}
+}
+
+// A host that is granted a slot and then finds its window closed gives it back; one that has said that it goes down does not.
+func TestPhases(t *testing.T) {
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	c, base := serve(t, &Server{Semaphore: k})
+	holders := func(want int) {
+		t.Helper()
+		if s, err := k.State(t.Context(), "web"); err != nil || len(s.Holders) != want {
+			t.Errorf("holders %+v, %v, want %d", s.Holders, err, want)
+		}
+	}
+	withdraw := func() {
+		t.Helper()
+		if err := c.Release(t.Context(), "web", "a", lock.Verdict{Outcome: lock.Withdrawn}); err != nil {
+			t.Error(err)
+		}
+	}
+	cl := lock.Claim{Group: "web", Host: "a", To: "2"}
+	for _, mark := range []bool{false, true} {
+		if st, err := c.Request(t.Context(), cl); err != nil || !st.Granted {
+			t.Fatalf("%+v, %v", st, err)
+		}
+		want := 0
+		if mark {
+			if err := c.Mark(t.Context(), "web", "a", lock.Mark{Phase: lock.Rebooting}); err != nil {
+				t.Fatal(err)
+			}
+			want = 1
+		}
+		withdraw()
+		holders(want)
+	}
+	// Another client says nothing more: the grant is the mark.
+	if err := k.Release(t.Context(), "web", "a", lock.Verdict{Outcome: lock.Healthy}); err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "POST", base+"/v1/pre-reboot", strings.NewReader(`{"client_params":{"id":"z","group":"web"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("fleet-lock-protocol", "true")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if s, err := k.State(t.Context(), "web"); err != nil || resp.StatusCode != 200 || len(s.Holders) != 1 || s.Holders[0].Phase != lock.Rebooting {
+		t.Errorf("%d, %+v, %v", resp.StatusCode, s.Holders, err)
+	}
+}
+
+// What airlock answers, as observed: one kind for most things, JSON under a text content type, no body on success.
+func TestAirlock(t *testing.T) {
+	for _, tt := range []struct {
+		name, body string
+		status     int
+		want       error
+		blocked    bool
+	}{
+		{"granted", "", 200, nil, false},
+		{"full", `{"kind":"failed_lock","value":"all 1 semaphore slots currently locked"}`, 500, nil, true},
+		{"lost a race", `{"kind":"failed_lock","value":"conflict on semaphore detected, aborting"}`, 500, lock.ErrConflict, false},
+		{"store away", `{"kind":"failed_sem_init","value":"x: context deadline exceeded"}`, 500, lock.ErrUnavailable, false},
+		{"no such group", `{"kind":"unknown_group","value":"unknown group \"nosuch\""}`, 400, lock.ErrInvalid, false},
+		{"not a FleetLock server", `<html>no</html>`, 404, lock.ErrUnavailable, false},
+		{"empty", ``, 500, lock.ErrUnavailable, false},
+		{"endless", strings.Repeat("x", 10<<20), 500, lock.ErrUnavailable, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				body, _ := io.ReadAll(r.Body)
+				var m map[string]map[string]string
+				if json.Unmarshal(body, &m) != nil || m["client_params"]["id"] != "a" || m["client_params"]["group"] != "web" || r.Header.Get("fleet-lock-protocol") != "true" {
+					t.Errorf("request %s", body)
+				}
+				w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+				w.WriteHeader(tt.status)
+				io.WriteString(w, tt.body)
+			}))
+			st, err := c.Request(t.Context(), lock.Claim{Group: "web", Host: "a"})
+			if tt.want == nil && err != nil || !errors.Is(err, tt.want) || (st.Blocked != "") != tt.blocked || st.Granted != (tt.status == 200) {
+				t.Errorf("%+v, %v", st, err)
+			}
+			if err != nil && len(err.Error()) > 1000 {
+				t.Errorf("an error of %d bytes", len(err.Error()))
+			}
+		})
+	}
+}
+
+// A server that cannot be told of a failure must not pass the slot on.
+func TestFailureIsNotPassedOn(t *testing.T) {
+	released := false
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/pre-reboot", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("POST /v1/steady-state", func(http.ResponseWriter, *http.Request) { released = true })
+	c, _ := serve(t, mux)
+	if err := c.Release(t.Context(), "web", "a", lock.Verdict{Outcome: lock.Failed}); !errors.Is(err, ErrNoVerdict) || released {
+		t.Errorf("Release = %v, released %v", err, released)
+	}
+	if err := c.Release(t.Context(), "web", "a", lock.Verdict{Outcome: lock.Healthy}); err != nil || !released {
+		t.Errorf("Release = %v, released %v", err, released)
+	}
+}
+
+func TestServerRefuses(t *testing.T) {
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	if _, err := k.Request(t.Context(), lock.Claim{Group: "web", Host: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	_, base := serve(t, &Server{Semaphore: k})
+	const good = `{"client_params":{"id":"b","group":"web"}}`
+	for _, tt := range []struct {
+		name, method, path, header, body string
+		status                           int
+		kind                             string
+	}{
+		{"full", "POST", "/v1/pre-reboot", "true", good, 409, KindFull},
+		{"release of nothing", "POST", "/v1/steady-state", "true", good, 200, ""},
+		{"no header", "POST", "/v1/pre-reboot", "", good, 400, KindIdentity},
+		{"GET", "GET", "/v1/pre-reboot", "true", "", 405, ""},
+		{"elsewhere", "POST", "/v2/pre-reboot", "true", good, 404, ""},
+		{"no JSON", "POST", "/v1/pre-reboot", "true", "id=b", 400, KindIdentity},
+		{"empty id", "POST", "/v1/pre-reboot", "true", `{"client_params":{"id":"","group":"web"}}`, 400, KindIdentity},
+		{"strange group", "POST", "/v1/pre-reboot", "true", `{"client_params":{"id":"b","group":"a/b"}}`, 400, KindIdentity},
+		{"endless", "POST", "/v1/pre-reboot", "true", `{"client_params":{"id":"` + strings.Repeat("b", 1<<20) + `"}}`, 400, KindIdentity},
+		{"a verdict that is none", "POST", "/v1/verdict", "true", good, 400, KindIdentity},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			req, err := http.NewRequestWithContext(t.Context(), tt.method, base+tt.path, strings.NewReader(tt.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.header != "" {
+				req.Header.Set("fleet-lock-protocol", tt.header)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, _ := io.ReadAll(resp.Body)
+			var r refusal
+			if tt.kind != "" && (json.Unmarshal(body, &r) != nil || r.Value == "") {
+				t.Errorf("body %s", body)
+			}
+			if resp.StatusCode != tt.status || r.Kind != tt.kind {
+				t.Errorf("%d %s, want %d %s", resp.StatusCode, body, tt.status, tt.kind)
+			}
+			if tt.status == 409 && resp.Header.Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+		})
+	}
+}
