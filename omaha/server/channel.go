@@ -27,6 +27,10 @@ type Channel struct {
 	StopFailures  int    `toml:"stop_after_failures,omitempty" json:"stop_after_failures,omitempty"`
 	StopTimeouts  int    `toml:"stop_after_timeouts,omitempty" json:"stop_after_timeouts,omitempty"`
 	RetryFailed   string `toml:"retry_failed,omitempty" json:"retry_failed,omitempty"`   // before a host gets a version again that failed on it, doubling; default 1h
+	After         string `toml:"after,omitempty" json:"after,omitempty"`                 // a channel whose hosts go first
+	AfterHealthy  int    `toml:"after_healthy,omitempty" json:"after_healthy,omitempty"` // how many of them have to be healthy on the version, default 1
+	Hours         string `toml:"hours,omitempty" json:"hours,omitempty"`                 // "Mon-Fri 09:00-17:00": updates begin only then
+	TimeZone      string `toml:"time_zone,omitempty" json:"time_zone,omitempty"`         // of hours, such as Europe/Berlin; default UTC
 	PollInterval  string `toml:"poll_interval,omitempty" json:"poll_interval,omitempty"` // what hosts are asked to wait between checks
 
 	Stopped string `toml:"stopped,omitempty" json:"stopped,omitempty"` // why the server stopped the rollout by itself
@@ -58,6 +62,12 @@ func (c Channel) check() error {
 		if n < 0 || (key == "percent" && n > 100) {
 			return fmt.Errorf("%s = %d is out of range", key, n)
 		}
+	}
+	if _, err := c.open(time.Time{}); err != nil {
+		return err
+	}
+	if c.After != "" && !namePattern.MatchString(c.After) || c.AfterHealthy < 0 {
+		return fmt.Errorf("after = %q, after_healthy = %d: not a channel and a number of hosts", c.After, c.AfterHealthy)
 	}
 	for key, s := range map[string]string{"period": c.Period, "grant_timeout": c.GrantTimeout, "retry_failed": c.RetryFailed, "poll_interval": c.PollInterval} {
 		if s == "" {

@@ -116,10 +116,8 @@ func (p *Publisher) Add(ctx context.Context, version, path string) (Release, err
 	if _, err := src.Seek(0, io.SeekStart); err != nil {
 		return Release{}, fmt.Errorf("publish %s: %w", version, err)
 	}
-	for _, dir := range []string{"payloads", "releases", "channels"} {
-		if err := os.MkdirAll(filepath.Join(p.Dir, dir), 0o755); err != nil {
-			return Release{}, fmt.Errorf("publish %s: %w", version, err)
-		}
+	if err := makeDirs(p.Dir); err != nil {
+		return Release{}, fmt.Errorf("publish %s: %w", version, err)
 	}
 	rel, err := p.store(ctx, src, version, header)
 	if err == nil {

@@ -241,6 +241,14 @@ func (s *Server) held(h *Host, ch Channel, r *rollout, rel Release, prefix strin
 	if h.Target == rel.Version && r.active[h.ID] {
 		return "" // it has its place already
 	}
+	if open, err := ch.open(now); err != nil || !open {
+		return fmt.Sprintf("updates begin only in the channel's hours, %s", ch.Hours)
+	}
+	if ch.After != "" {
+		if n, need := s.healthy(ch.After, rel.Version, now), max(ch.AfterHealthy, 1); n < need {
+			return fmt.Sprintf("channel %s goes first: %d of %d hosts are healthy with %s", ch.After, n, need, rel.Version)
+		}
+	}
 	if ch.MaxConcurrent > 0 && len(r.active) >= ch.MaxConcurrent {
 		return fmt.Sprintf("%d hosts update now, the limit is %d", len(r.active), ch.MaxConcurrent)
 	}
@@ -254,4 +262,27 @@ func (s *Server) held(h *Host, ch Channel, r *rollout, rel Release, prefix strin
 		r.Granted = nil
 	}
 	return ""
+}
+
+// healthy counts the hosts of a channel that have booted version and are well, at most once a second.
+func (s *Server) healthy(channel, version string, now time.Time) int {
+	key := channel + " " + version
+	if c, ok := s.canaries[key]; ok && now.Sub(c.at) >= 0 && now.Sub(c.at) < time.Second {
+		return c.n
+	}
+	n := 0
+	for _, h := range s.hosts {
+		if h.Channel == channel && h.Version == version && (h.State == Complete || h.State == Current) && h.Failed != version {
+			n++
+		}
+	}
+	clear(s.canaries) // a version or two are all that is ever asked for
+	s.canaries[key] = canary{n, now}
+	return n
+}
+
+// canary is a count that healthy has made.
+type canary struct {
+	n  int
+	at time.Time
 }

@@ -174,6 +174,34 @@ func TestPolicy(t *testing.T) {
 		l.clock.Add(61 * time.Minute)
 		l.wants(c, "", "failed on this host")
 	})
+	t.Run("hours", func(t *testing.T) {
+		l := newLab(t) // Monday noon
+		l.publishVersion("1.1.0", 1)
+		l.change(func(c *Channel) { c.Hours, c.TimeZone = "Mon-Fri 09:00-17:00", "America/New_York" })
+		l.wants(l.client(1, "1.0.0"), "", "Mon-Fri 09:00-17:00")
+		l.clock.Add(2 * time.Hour) // nine o'clock there
+		l.wants(l.client(1, "1.0.0"), "1.1.0", "")
+		l.clock.Add(9 * time.Hour)
+		l.wants(l.client(1, "1.0.0"), "", "hours") // its grant has timed out meanwhile
+	})
+	t.Run("canaries", func(t *testing.T) {
+		l := newLab(t)
+		l.publishVersion("1.1.0", 1)
+		if _, err := l.publish.Move("canary", "1.1.0"); err != nil {
+			t.Fatal(err)
+		}
+		l.change(func(c *Channel) { c.After, c.AfterHealthy = "canary", 2 })
+		l.wants(l.client(1, "1.0.0"), "", "channel canary goes first: 0 of 2")
+		for i := 10; i < 12; i++ {
+			c := l.client(i, "1.0.0")
+			c.Track = "canary"
+			l.wants(c, "1.1.0", "")
+			c.Version = "1.1.0"
+			l.check(c, omaha.Booted("1.0.0"))
+			l.clock.Add(2 * time.Second)
+		}
+		l.wants(l.client(1, "1.0.0"), "1.1.0", "")
+	})
 	t.Run("unknown track", func(t *testing.T) {
 		l := newLab(t)
 		l.wants(l.client(1, "1.0.0"), "", "does not know this application, track")
@@ -316,6 +344,41 @@ func TestThousandHosts(t *testing.T) {
 		t.Errorf("states are %v, %d failed", states, failed)
 	}
 	t.Logf("stopped with %v", states)
+}
+
+func TestHours(t *testing.T) {
+	at := func(s string) time.Time {
+		now, err := time.Parse("Mon 2006-01-02 15:04", s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	}
+	for _, tc := range []struct {
+		hours, zone, now string
+		open             bool
+	}{
+		{"", "", "Mon 2026-11-23 03:00", true},
+		{"09:00-17:00", "", "Sun 2026-11-22 09:00", true},
+		{"09:00-17:00", "", "Sun 2026-11-22 17:00", false},
+		{"Mon-Fri 09:00-17:00", "", "Sun 2026-11-22 12:00", false},
+		{"Sat,Sun 09:00-17:00", "", "Sun 2026-11-22 12:00", true},
+		{"Fri-Mon 09:00-17:00", "", "Sun 2026-11-22 12:00", true},
+		{"Fri 22:00-04:00", "", "Sat 2026-11-21 03:59", true},
+		{"Fri 22:00-04:00", "", "Sat 2026-11-21 22:30", false},
+		{"Fri 22:00-04:00", "", "Fri 2026-11-20 03:00", false},
+		{"09:00-10:00", "Europe/Berlin", "Mon 2026-11-23 08:30", true},
+		{"09:00-10:00", "Europe/Berlin", "Wed 2026-07-01 07:30", true}, // summer time
+	} {
+		if got, err := (Channel{Hours: tc.hours, TimeZone: tc.zone}).open(at(tc.now)); err != nil || got != tc.open {
+			t.Errorf("%q %s at %s: %v, %v", tc.hours, tc.zone, tc.now, got, err)
+		}
+	}
+	for _, bad := range []Channel{{Hours: "always"}, {Hours: "Mon-Fry 09:00-17:00"}, {Hours: "25:00-26:00"}, {Hours: "09:00"}, {Hours: "09:00-10:00", TimeZone: "Atlantis"}} {
+		if bad.check() == nil {
+			t.Errorf("%q %q was accepted", bad.Hours, bad.TimeZone)
+		}
+	}
 }
 
 func TestPublish(t *testing.T) {

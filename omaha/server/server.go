@@ -47,6 +47,7 @@ type Server struct {
 	hosts    map[string]*Host
 	rollouts map[string]*rollout // by channel
 	history  history
+	canaries map[string]canary
 	expired  time.Time // when expire last looked
 	store    *store    // nil when read-only
 }
@@ -61,7 +62,7 @@ func New(dir string, opt Options) (*Server, error) {
 	}
 	s := &Server{
 		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now, Who: "server"},
-		hosts: make(map[string]*Host), rollouts: make(map[string]*rollout),
+		hosts: make(map[string]*Host), rollouts: make(map[string]*rollout), canaries: make(map[string]canary),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -1,0 +1,314 @@
+package server
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/flipside-linux/flipside/omaha"
+)
+
+// Upstream is another release server whose channel is to be mirrored: Flatcar's, a Nebraska, or one of these.
+type Upstream struct {
+	HTTP  *omaha.HTTP
+	URL   string
+	AppID string
+	Track string
+	Board string
+	// Since is the version from which the oldest host has to be brought up. Upstream then names the steps on the way,
+	// which become the channel's floors. Empty means 0.0.0.
+	Since string
+	// Progress is called while a payload is fetched; nil for nobody.
+	Progress func(version string, done, size int64)
+}
+
+// maxSteps bounds the way from the oldest version to the newest: a server that always has one more is not believed.
+const maxSteps = 16
+
+// Mirror brings a channel up to what upstream holds, with every step on the way, and returns the releases that are new
+// here. What is already here is not fetched again; what is fetched passes [Publisher.Verify] before it counts.
+func (p *Publisher) Mirror(ctx context.Context, up Upstream, channel string) ([]Release, error) {
+	client := &omaha.Client{
+		URL: up.URL, AppID: up.AppID, Track: up.Track, Board: up.Board, HTTP: up.HTTP,
+		Version: up.Since, MachineID: "flipside-mirror", MachineAlias: "mirror",
+	}
+	if client.Version == "" {
+		client.Version = "0.0.0"
+	}
+	if err := makeDirs(p.Dir); err != nil {
+		return nil, fmt.Errorf("mirror %q: %w", up.URL, err)
+	}
+	var fresh []Release
+	var steps []string
+	for {
+		answer, err := client.Check(ctx, omaha.CheckRequest{OnDemand: true})
+		if err != nil {
+			return fresh, fmt.Errorf("mirror: %w", err)
+		}
+		if answer.Offer == nil {
+			if answer.Reason.Kind != omaha.UpToDate {
+				return fresh, fmt.Errorf("mirror %q: %s", up.URL, answer.Reason)
+			}
+			break
+		}
+		if len(steps) == maxSteps {
+			return fresh, fmt.Errorf("mirror %q: more than %d steps to the newest version", up.URL, maxSteps)
+		}
+		rel, added, err := p.fetch(ctx, up, answer.Offer)
+		if err != nil {
+			return fresh, fmt.Errorf("mirror %s: %w", answer.Offer.Version, err)
+		}
+		if added {
+			fresh = append(fresh, rel)
+		}
+		steps = append(steps, rel.Version)
+		client.Version = rel.Version
+	}
+	if len(steps) == 0 {
+		return nil, fmt.Errorf("mirror %q: it has nothing newer than %s", up.URL, client.Version)
+	}
+	newest, floors := steps[len(steps)-1], steps[:len(steps)-1]
+	if ch, err := p.Channel(channel); err == nil && ch.Version == newest {
+		return fresh, nil
+	}
+	if _, err := p.Move(channel, newest); err != nil {
+		return fresh, err
+	}
+	_, err := p.Change(channel, func(c *Channel) error {
+		c.Floors = floors
+		return nil
+	})
+	return fresh, err
+}
+
+// fetch downloads a payload, whole, and publishes it. A mirror that delivers the wrong bytes is left for the next one.
+func (p *Publisher) fetch(ctx context.Context, up Upstream, offer *omaha.Offer) (Release, bool, error) {
+	if old, err := readRelease(p.Dir, offer.Version); err == nil {
+		if old.SHA256 != hex.EncodeToString(offer.SHA256[:]) {
+			return old, false, ErrExists
+		}
+		return old, false, nil
+	}
+	f, err := os.CreateTemp(filepath.Join(p.Dir, "payloads"), ".mirror-")
+	if err != nil {
+		return Release{}, false, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	d := omaha.NewDownload(up.HTTP, offer, omaha.DownloadOptions{})
+	for range offer.URLs {
+		if err = download(ctx, d, f, offer, up.Progress); err == nil {
+			rel, err := p.Add(ctx, offer.Version, f.Name())
+			return rel, err == nil, err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		d.NextURL()
+	}
+	return Release{}, false, err
+}
+
+func download(ctx context.Context, d *omaha.Download, f *os.File, offer *omaha.Offer, progress func(string, int64, int64)) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	body, err := d.Open(ctx, 0)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	hash := sha256.New()
+	w := io.MultiWriter(f, hash)
+	for done := int64(0); ; {
+		n, err := io.CopyN(w, body, 1<<20)
+		done += n
+		if progress != nil {
+			progress(offer.Version, done, offer.Size)
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if sum := hash.Sum(nil); !bytes.Equal(sum, offer.SHA256[:]) {
+		address, _ := d.URL()
+		return fmt.Errorf("the payload from %q has SHA-256 %x, announced was %x", address, sum, offer.SHA256)
+	}
+	return nil
+}
+
+// Export writes releases as one tar archive: for each its file and its payload, and at the end which channels point at them.
+// It is the way over an air gap.
+func (p *Publisher) Export(w io.Writer, channels ...string) error {
+	tw := tar.NewWriter(w)
+	done := map[string]bool{}
+	for _, name := range channels {
+		ch, err := p.Channel(name)
+		if err != nil {
+			return err
+		}
+		for _, version := range append(append([]string{}, ch.Floors...), ch.Version) {
+			if version == "" || done[version] {
+				continue
+			}
+			done[version] = true
+			if err := p.exportRelease(tw, version); err != nil {
+				return fmt.Errorf("export %s: %w", version, err)
+			}
+		}
+	}
+	for _, name := range channels {
+		ch, err := p.Channel(name)
+		if err != nil {
+			return err
+		}
+		// Only what the channel holds travels. How fast it is rolled out is decided where it is rolled out.
+		if err := exportTOML(tw, "channels/"+name+".toml", Channel{Version: ch.Version, Floors: ch.Floors}); err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+func (p *Publisher) exportRelease(tw *tar.Writer, version string) error {
+	rel, err := readRelease(p.Dir, version)
+	if err != nil {
+		return err
+	}
+	if err := exportTOML(tw, "releases/"+version+".toml", rel); err != nil {
+		return err
+	}
+	f, err := os.Open(filepath.Join(p.Dir, "payloads", rel.Payload))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := tw.WriteHeader(&tar.Header{Name: "payloads/" + rel.Payload, Mode: 0o644, Size: rel.Size, ModTime: rel.Published}); err != nil {
+		return err
+	}
+	if n, err := io.Copy(tw, f); err != nil || n != rel.Size {
+		return errors.Join(err, fmt.Errorf("%d of %d bytes", n, rel.Size))
+	}
+	return nil
+}
+
+func exportTOML(tw *tar.Writer, name string, v any) error {
+	var b bytes.Buffer
+	if err := toml.NewEncoder(&b).Encode(v); err != nil {
+		return err
+	}
+	if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(b.Len())}); err != nil {
+		return err
+	}
+	_, err := tw.Write(b.Bytes())
+	return err
+}
+
+// Import reads an archive that [Publisher.Export] wrote. Every payload is checked against its release and by
+// [Publisher.Verify]; channels move only when everything before them was fine. Nothing in the archive is used as a path.
+func (p *Publisher) Import(ctx context.Context, r io.Reader) ([]Release, error) {
+	if err := makeDirs(p.Dir); err != nil {
+		return nil, fmt.Errorf("import: %w", err)
+	}
+	tr := tar.NewReader(r)
+	var pending *Release // its payload comes next
+	var got []Release
+	complete := false
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return got, fmt.Errorf("import: %w", err)
+		}
+		kind, name, _ := strings.Cut(h.Name, "/")
+		switch kind {
+		case "releases":
+			rel := Release{}
+			if err := importTOML(tr, &rel); err != nil {
+				return got, fmt.Errorf("import %q: %w", h.Name, err)
+			}
+			if err := rel.check(strings.TrimSuffix(name, ".toml")); err != nil {
+				return got, fmt.Errorf("import %q: %w", h.Name, err)
+			}
+			pending = &rel
+		case "payloads":
+			if pending == nil || name != pending.Payload || h.Size != pending.Size {
+				return got, fmt.Errorf("import: payload %q belongs to no release before it", h.Name)
+			}
+			rel, err := p.importPayload(ctx, tr, *pending)
+			if err != nil {
+				return got, fmt.Errorf("import %s: %w", pending.Version, err)
+			}
+			got, pending = append(got, rel), nil
+		case "channels":
+			ch := Channel{}
+			if err := importTOML(tr, &ch); err != nil {
+				return got, fmt.Errorf("import %q: %w", h.Name, err)
+			}
+			channel := strings.TrimSuffix(name, ".toml")
+			if _, err := p.Move(channel, ch.Version); err != nil {
+				return got, err
+			}
+			if _, err := p.Change(channel, func(c *Channel) error { c.Floors = ch.Floors; return nil }); err != nil {
+				return got, err
+			}
+			complete = true
+		default:
+			return got, fmt.Errorf("import: the archive holds %q, which is not part of a bundle", h.Name)
+		}
+	}
+	if !complete { // channels come last, so a bundle without one was cut off
+		return got, fmt.Errorf("import: the archive ends before its channels: %w", io.ErrUnexpectedEOF)
+	}
+	return got, nil
+}
+
+func (p *Publisher) importPayload(ctx context.Context, r io.Reader, want Release) (Release, error) {
+	f, err := os.CreateTemp(filepath.Join(p.Dir, "payloads"), ".import-")
+	if err != nil {
+		return Release{}, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	hash := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(f, hash), &ctxReader{ctx, r}); err != nil {
+		return Release{}, err
+	}
+	if sum := hex.EncodeToString(hash.Sum(nil)); sum != want.SHA256 {
+		return Release{}, fmt.Errorf("its payload has SHA-256 %s, and its release says %s", sum, want.SHA256)
+	}
+	return p.Add(ctx, want.Version, f.Name())
+}
+
+func importTOML(r io.Reader, v any) error {
+	data, err := io.ReadAll(io.LimitReader(r, maxRequest))
+	if err != nil {
+		return err
+	}
+	meta, err := toml.Decode(string(data), v)
+	if err != nil {
+		return err
+	}
+	if extra := meta.Undecoded(); len(extra) > 0 {
+		return fmt.Errorf("unknown key %q", extra[0].String())
+	}
+	return nil
+}
