@@ -43,7 +43,7 @@ func (d *Disk) Boot() (slot Slot, wrote bool, err error) {
 		return slot, false, nil
 	}
 	slot.Tries--
-	err = d.edit(func(slots []Slot) error {
+	err = d.edit(func(_ *table, slots []Slot) error {
 		for i := range slots {
 			if slots[i].Index == slot.Index {
 				slots[i].Tries--

@@ -1,10 +1,10 @@
 package partition
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"sync"
 
 	"github.com/google/uuid"
 )
@@ -19,6 +19,11 @@ var (
 	ErrNotProven = errors.New("the running slot is not known to be good")
 	ErrStale     = errors.New("the slot was written to after it was verified")
 	ErrMismatch  = errors.New("the slot does not hold what was promised")
+	ErrGeometry  = errors.New("the partition table does not say where the slot is")
+	ErrLast      = errors.New("no slot would be left to boot")
+	ErrSettled   = errors.New("it was promised that nothing changes here")
+	ErrBusy      = errors.New("somebody else is at it")
+	ErrReadOnly  = errors.New("the disk is open for reading only")
 )
 
 // Slot is one A/B partition as the table has it.
@@ -43,12 +48,24 @@ type Options struct {
 	TypeGUID   uuid.UUID
 }
 
-// Disk is a disk with slots. Its methods may be called by one goroutine at a time.
+// same reports whether both are the same partition at the same place. Boot bits may differ.
+func (s Slot) same(o Slot) bool {
+	return s.Label == o.Label && s.Index == o.Index && s.UUID == o.UUID && s.Start == o.Start && s.Size == o.Size
+}
+
+// Disk is a disk with slots.
 type Disk struct {
 	dev   Device
 	opt   Options
 	close func() error
-	lock  func() (func(), error)
+	lock  func() (func(), error)             // of the whole disk
+	claim func(off, n int64) (func(), error) // of a slot, while it may be written to
+
+	mu      sync.Mutex     // held by whoever writes
+	failed  error          // of a flush: afterwards nothing is known of what was written, and nothing more is
+	gen     map[int]int    // writes to each slot, by its index: a proof from before one is void
+	eras    map[int]int    // activations of each slot: a target from before one writes no more
+	claimed map[int]func() // what gives up the claim on each slot that may be written to
 }
 
 // NewDisk makes a Disk of a device.
@@ -56,7 +73,13 @@ func NewDisk(dev Device, opt Options) *Disk {
 	if opt.TypeGUID == uuid.Nil {
 		opt.TypeGUID = uuid.MustParse(DefaultType)
 	}
-	return &Disk{dev: dev, opt: opt, close: func() error { return nil }, lock: func() (func(), error) { return func() {}, nil }}
+	free := func() {}
+	return &Disk{
+		dev: dev, opt: opt, gen: map[int]int{}, eras: map[int]int{}, claimed: map[int]func(){},
+		close: func() error { return nil },
+		lock:  func() (func(), error) { return free, nil },
+		claim: func(int64, int64) (func(), error) { return free, nil },
+	}
 }
 
 // Close closes the disk.
@@ -102,101 +125,57 @@ func (r Running) Slot() Slot { return r.slot }
 // RunningFromLabel takes the caller's word for which slot is running, for images and simulated machines.
 func (d *Disk) RunningFromLabel(label string) (Running, error) {
 	s, err := d.Slot(label)
-	return Running{s}, err
+	if err != nil {
+		return Running{}, err
+	}
+	return Running{s}, nil
 }
 
-// edit changes attribute bits in one rewrite of both copies.
-func (d *Disk) edit(change func([]Slot) error) error {
-	if d.opt.ReadOnly {
-		return errors.New("changing the partition table: the disk is open for reading only")
-	}
-	unlock, err := d.lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
+// Copy is the state of one copy of the partition table.
+type Copy struct {
+	Sector int64 // of its header
+	Err    error // why it is not valid, or nil
+}
+
+// Table is the state of both copies. Only the primary counts if it is valid.
+type Table struct {
+	Primary, Backup Copy
+	Healthy         bool // both are valid and say the same
+}
+
+// Table reads the state of both copies of the partition table.
+func (d *Disk) Table() Table {
 	ts := readTables(d.dev)
-	good, err := ts.truth()
+	ss := int64(d.dev.SectorSize())
+	return Table{Copy{ts.primary.headerOff / ss, ts.primary.err}, Copy{ts.backup.headerOff / ss, ts.backup.err}, ts.healthy()}
+}
+
+// flush is a barrier. After one that failed nothing is written or flushed any more.
+func (d *Disk) flush() error {
+	if d.failed != nil {
+		return d.failed
+	}
+	if err := d.dev.Flush(); err != nil {
+		d.failed = fmt.Errorf("a flush of the disk failed, and what is on it is not known until it is opened again: %w", err)
+		return d.failed
+	}
+	return nil
+}
+
+// writeAt writes everything or fails.
+func (d *Disk) writeAt(p []byte, off int64) error {
+	if d.opt.ReadOnly {
+		return ErrReadOnly
+	}
+	if d.failed != nil {
+		return d.failed
+	}
+	n, err := d.dev.WriteAt(p, off)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
 	if err != nil {
-		return err
-	}
-	if !ts.healthy() {
-		if err := d.repair(ts, good); err != nil {
-			return fmt.Errorf("repairing the partition table: %w", err)
-		}
-		ts = readTables(d.dev)
-		if !ts.healthy() {
-			return errors.New("repairing the partition table: it is still damaged after the repair")
-		}
-		good = ts.primary
-	}
-	slots := d.slotsOf(good)
-	if err := change(slots); err != nil {
-		return err
-	}
-	entries := bytes.Clone(good.entries)
-	for _, s := range slots {
-		at := entries[(s.Index-1)*good.entrySize()+attrOffset:]
-		a := binary.LittleEndian.Uint64(at) &^ attributesMask
-		a |= uint64(s.Priority)<<priorityShift | uint64(s.Tries)<<triesShift
-		if s.Successful {
-			a |= successfulBit
-		}
-		binary.LittleEndian.PutUint64(at, a)
-	}
-	if bytes.Equal(entries, good.entries) {
-		return nil
-	}
-	// Primary entries, primary header, backup entries, backup header, a flush after each: every prefix boots on every firmware.
-	for _, t := range []*table{ts.primary, ts.backup} {
-		if err := d.writeCopy(t, entries); err != nil {
-			return fmt.Errorf("writing the partition table: %w", err)
-		}
+		return fmt.Errorf("writing %d bytes at byte %d of the disk: %w", len(p), off, err)
 	}
 	return nil
-}
-
-// writeCopy writes one copy: its entries, then its header, each followed by a flush and read back from the medium.
-func (d *Disk) writeCopy(t *table, entries []byte) error {
-	header := bytes.Clone(t.header)
-	seal(header, entries)
-	for _, w := range []struct {
-		data []byte
-		off  int64
-	}{{entries, t.entryOff}, {header, t.headerOff}} {
-		if _, err := d.dev.WriteAt(w.data, w.off); err != nil {
-			return err
-		}
-		if err := d.dev.Flush(); err != nil {
-			return err
-		}
-		back := make([]byte, len(w.data))
-		if _, err := readMedium(d.dev, back, w.off); err != nil {
-			return err
-		}
-		if !bytes.Equal(back, w.data) {
-			return fmt.Errorf("what was written at byte %d is not what is on the medium", w.off)
-		}
-	}
-	return nil
-}
-
-// repair rewrites the copy that is bad, or the backup if both are valid and differ.
-func (d *Disk) repair(ts tables, good *table) error {
-	ss := int64(len(good.header))
-	bad := &table{header: bytes.Clone(good.header), entries: good.entries}
-	sectors := uint64((int64(len(good.entries)) + ss - 1) / ss)
-	if good == ts.primary {
-		last := good.u64(32)
-		bad.headerOff, bad.entryOff = int64(last)*ss, int64(last-sectors)*ss
-	} else {
-		bad.headerOff, bad.entryOff = ss, 2*ss
-	}
-	if bad.headerOff+ss > d.dev.Size() || bad.entryOff < 2*ss {
-		return fmt.Errorf("the other copy would be at byte %d, outside the disk", bad.headerOff)
-	}
-	binary.LittleEndian.PutUint64(bad.header[24:], uint64(bad.headerOff/ss))
-	binary.LittleEndian.PutUint64(bad.header[32:], uint64(good.headerOff/ss))
-	binary.LittleEndian.PutUint64(bad.header[72:], uint64(bad.entryOff/ss))
-	return d.writeCopy(bad, good.entries)
 }

@@ -16,7 +16,6 @@ type file struct {
 	direct *os.File // the same with O_DIRECT; nil where the file system cannot
 	size   int64
 	sector int
-	failed error // of a flush: afterwards nothing is known, and nothing may be called durable
 }
 
 var _ MediumReader = (*file)(nil)
@@ -32,17 +31,8 @@ func (d *file) WriteAt(p []byte, off int64) (int, error) {
 	return d.f.WriteAt(p, off)
 }
 
-// Flush is fsync, which reaches the medium's own cache. A failed one is never repeated: the kernel may have marked the pages clean.
-func (d *file) Flush() error {
-	if d.failed != nil {
-		return fmt.Errorf("an earlier flush failed: %w", d.failed)
-	}
-	if err := d.f.Sync(); err != nil {
-		d.failed = err
-		return err
-	}
-	return nil
-}
+// Flush is fsync, which reaches the medium's own cache.
+func (d *file) Flush() error { return d.f.Sync() }
 
 // Discard punches a hole into an image. On a block device it does nothing: a discard there cannot be taken back, and is worth little.
 func (d *file) Discard(off, n int64) error {
@@ -128,6 +118,7 @@ func OpenDisk(path string, opt Options) (*Disk, error) {
 		return f.Close()
 	}
 	d.lock = func() (func(), error) { return lockFile(f) }
+	d.claim = func(off, n int64) (func(), error) { return claimRange(f, off, n) }
 	return d, nil
 }
 
@@ -154,5 +145,22 @@ func lockFile(f *os.File) (func(), error) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	return nil, errors.New("locking the disk: somebody else has held the lock for 10 seconds")
+	return nil, fmt.Errorf("locking the disk: %w: the lock has been held for 10 seconds", ErrBusy)
+}
+
+// claimRange takes a lock on the bytes of a slot that ends with the open file: two processes never write to one slot, and none makes
+// bootable what another is still writing.
+func claimRange(f *os.File, off, n int64) (func(), error) {
+	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: off, Len: n}
+	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return nil, fmt.Errorf("%w: another program writes to the slot", ErrBusy)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("claiming the slot: %w", err)
+	}
+	return func() {
+		lk := unix.Flock_t{Type: unix.F_UNLCK, Whence: 0, Start: off, Len: n}
+		unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk)
+	}, nil
 }

@@ -30,7 +30,8 @@ const (
 // table is one copy of a GPT: a header sector and its entry array, byte for byte as they are on the disk.
 type table struct {
 	header    []byte // one sector
-	entries   []byte
+	entries   []byte // the entries, the beginning of array
+	array     []byte // the whole sectors that hold them
 	headerOff int64
 	entryOff  int64
 	err       error // why the copy is not valid
@@ -45,7 +46,7 @@ func (t *table) count() int         { return int(t.u32(80)) }
 func readTable(d Device, lba uint64) *table {
 	ss := int64(d.SectorSize())
 	t := &table{headerOff: int64(lba) * ss, header: make([]byte, ss)}
-	if t.headerOff < ss || t.headerOff+ss > d.Size() {
+	if lba < 1 || lba >= uint64(d.Size()/ss) {
 		t.err = fmt.Errorf("header at sector %d is outside the disk", lba)
 		return t
 	}
@@ -63,6 +64,8 @@ func readTable(d Device, lba uint64) *table {
 		t.err = fmt.Errorf("header at sector %d has a wrong checksum", lba)
 	case t.u64(24) != lba:
 		t.err = fmt.Errorf("header at sector %d says that it is at sector %d", lba, t.u64(24))
+	case t.u32(8)>>16 != 1:
+		t.err = fmt.Errorf("header at sector %d has revision %#x", lba, t.u32(8))
 	case t.entrySize() < 128 || t.entrySize()&(t.entrySize()-1) != 0 || int64(t.u32(80))*int64(t.u32(84)) > maxEntries || t.count() == 0:
 		t.err = fmt.Errorf("header at sector %d has %d entries of %d bytes", lba, t.u32(80), t.u32(84))
 	}
@@ -70,14 +73,20 @@ func readTable(d Device, lba uint64) *table {
 		return t
 	}
 	n := int64(t.count() * t.entrySize())
-	first := t.u64(72)
-	if first < 2 || first > uint64(d.Size()/ss) || int64(first)*ss+n > d.Size() {
+	first, sectors, end := t.u64(72), uint64((n+ss-1)/ss), uint64(d.Size()/ss)
+	switch usable := t.u64(40); {
+	case first < 2 || first >= end || sectors > end-first || lba >= first && lba < first+sectors:
 		t.err = fmt.Errorf("entries at sector %d are outside the disk", first)
+	case usable > t.u64(48) || t.u64(48) >= end || lba >= usable && lba <= t.u64(48) || first+sectors > usable && first <= t.u64(48):
+		t.err = fmt.Errorf("sectors %d to %d are for partitions, and the header is at %d, the entries at %d", usable, t.u64(48), lba, first)
+	}
+	if t.err != nil {
 		return t
 	}
 	t.entryOff = int64(first) * ss
-	t.entries = make([]byte, n)
-	if _, err := readMedium(d, t.entries, t.entryOff); err != nil {
+	t.array = aligned(int(int64(sectors) * ss))
+	t.entries = t.array[:n]
+	if _, err := readMedium(d, t.array, t.entryOff); err != nil {
 		t.err = fmt.Errorf("reading the entries at sector %d: %w", first, err)
 	} else if crc32.ChecksumIEEE(t.entries) != t.u32(88) {
 		t.err = fmt.Errorf("entries at sector %d have a wrong checksum", first)
@@ -100,12 +109,17 @@ func seal(header, entries []byte) {
 // tables are both copies.
 type tables struct{ primary, backup *table }
 
+// readTables reads both copies. The backup is where a valid primary says. Of a primary that is not valid only a hint is taken: whatever is
+// found there must be valid by itself.
 func readTables(d Device) tables {
 	var ts tables
 	ts.primary = readTable(d, 1)
 	last := uint64(d.Size()/int64(d.SectorSize())) - 1
-	if ts.primary.err == nil {
-		last = ts.primary.u64(32)
+	if string(ts.primary.header[:8]) == gptSignature {
+		ts.backup = readTable(d, ts.primary.u64(32))
+		if ts.primary.err == nil || ts.backup.err == nil && ts.backup.headerOff != ts.primary.headerOff {
+			return ts
+		}
 	}
 	ts.backup = readTable(d, last)
 	return ts
@@ -124,7 +138,50 @@ func (ts tables) truth() (*table, error) {
 
 // healthy reports whether both copies are valid and say the same.
 func (ts tables) healthy() bool {
-	return ts.primary.err == nil && ts.backup.err == nil && bytes.Equal(ts.primary.entries, ts.backup.entries) && ts.primary.u64(32)*uint64(len(ts.primary.header)) == uint64(ts.backup.headerOff)
+	p, b := ts.primary, ts.backup
+	return p.err == nil && b.err == nil && p.headerOff != b.headerOff && b.u64(32)*uint64(len(b.header)) == uint64(p.headerOff) &&
+		bytes.Equal(p.entries, b.entries) && bytes.Equal(p.common(), b.common())
+}
+
+// common is what the headers of both copies have in common: everything but their checksums and places.
+func (t *table) common() []byte {
+	h := bytes.Clone(t.header[:t.u32(12)])
+	clear(h[16:20])
+	clear(h[24:40])
+	clear(h[72:80])
+	return h
+}
+
+// extent is a range of sectors, both ends included.
+type extent struct{ first, last uint64 }
+
+func (e extent) overlaps(o extent) bool { return e.first <= o.last && o.first <= e.last }
+
+// extents are those of all partitions, of whatever type, by their index from 0.
+func (t *table) extents() map[int]extent {
+	m := map[int]extent{}
+	for i := range t.count() {
+		e := t.entries[i*t.entrySize():]
+		if guid(e) != uuid.Nil {
+			m[i] = extent{binary.LittleEndian.Uint64(e[32:]), binary.LittleEndian.Uint64(e[40:])}
+		}
+	}
+	return m
+}
+
+// checkSlot finds out whether writing to a slot could reach anything but the slot.
+func (t *table) checkSlot(s Slot) error {
+	ss := uint64(len(t.header))
+	own := extent{uint64(s.Start) / ss, uint64(s.Start+s.Size)/ss - 1}
+	if own.first < t.u64(40) || own.last > t.u64(48) {
+		return fmt.Errorf("%w: %s is at sectors %d to %d, and partitions are at %d to %d", ErrGeometry, s.Label, own.first, own.last, t.u64(40), t.u64(48))
+	}
+	for i, e := range t.extents() {
+		if i != s.Index-1 && own.overlaps(e) {
+			return fmt.Errorf("%w: %s at sectors %d to %d overlaps partition %d at %d to %d", ErrGeometry, s.Label, own.first, own.last, i+1, e.first, e.last)
+		}
+	}
+	return nil
 }
 
 func (d *Disk) slotsOf(t *table) []Slot {

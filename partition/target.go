@@ -5,48 +5,88 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
-	"sync/atomic"
+	"sync"
 	"unsafe"
 )
 
 // Begin makes a slot unbootable, durably, and then gives write access to it. The running slot is refused, and so is every other one
-// while the running slot is itself on trial: the host would be without a slot to fall back to.
+// while the running slot is itself on trial: the host would be without a slot to fall back to. Begin also voids every proof that the
+// slot had. Nobody else gets write access to the slot until the Disk is closed or the slot is activated: they get ErrBusy.
 func (d *Disk) Begin(r Running, label string) (*Target, error) {
+	fail := func(err error) (*Target, error) { return nil, fmt.Errorf("preparing slot %q: %w", label, err) }
 	if r.slot.Label == "" {
-		return nil, errors.New("preparing a slot: nobody found out which slot is running")
+		return fail(errors.New("nobody found out which slot is running"))
 	}
 	if label == r.slot.Label {
-		return nil, fmt.Errorf("preparing slot %q: %w", label, ErrRunning)
+		return fail(ErrRunning)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	var slot Slot
-	err := d.edit(func(slots []Slot) error {
-		run, err := find(slots, r.slot.Label)
+	var release func()
+	err := d.edit(func(t *table, slots []Slot) error {
+		s, err := d.checkRunning(r, slots)
 		if err != nil {
 			return err
 		}
-		if !run.Successful || run.Priority == 0 {
-			return fmt.Errorf("%w: %s has priority %d, tries %d, successful %v; mark it successful first", ErrNotProven, run.Label, run.Priority, run.Tries, run.Successful)
+		if !s.Successful || s.Priority == 0 {
+			return fmt.Errorf("%w: %s has priority %d, tries %d, successful %v; mark it successful first", ErrNotProven, s.Label, s.Priority, s.Tries, s.Successful)
 		}
-		for i := range slots {
-			if slots[i].Label == label {
-				slots[i].Priority, slots[i].Tries, slots[i].Successful = 0, 0, false
+		if slot, err = find(slots, label); err != nil {
+			return err
+		}
+		if err := t.checkSlot(slot); err != nil {
+			return err
+		}
+		if d.claimed[slot.Index] == nil {
+			if release, err = d.claim(slot.Start, slot.Size); err != nil {
+				return err
 			}
 		}
-		slot, err = find(slots, label)
-		return err
+		for i := range slots {
+			if slots[i].Index == slot.Index {
+				slots[i].Priority, slots[i].Tries, slots[i].Successful = 0, 0, false
+				slot = slots[i]
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("preparing slot %q: %w", label, err)
+		if release != nil {
+			release()
+		}
+		return fail(err)
 	}
-	return &Target{disk: d, slot: slot}, nil
+	if release != nil {
+		d.claimed[slot.Index] = release
+	}
+	d.gen[slot.Index]++
+	return &Target{disk: d, slot: slot, era: d.eras[slot.Index]}, nil
 }
 
-// Target is write access to an inactive slot.
+// checkRunning finds the running slot in a table that was just read, and that it is still what it was.
+func (d *Disk) checkRunning(r Running, slots []Slot) (Slot, error) {
+	s, err := find(slots, r.slot.Label)
+	if err != nil {
+		return Slot{}, fmt.Errorf("the running slot: %w", err)
+	}
+	if !s.same(r.slot) {
+		return Slot{}, fmt.Errorf("the running slot %s: %w: it is not where it was", s.Label, ErrGeometry)
+	}
+	return s, nil
+}
+
+// Target is write access to an inactive slot. Its methods may be called from several goroutines.
 type Target struct {
 	disk *Disk
 	slot Slot
-	gen  atomic.Int64 // counts writes; they come from several goroutines
+	era  int // activations of the slot before this target
+
+	mu      sync.Mutex
+	settled int64     // bytes from the beginning that are final, flushed, read back and hashed
+	hash    hash.Hash // of them
 }
 
 // Slot says which slot it is.
@@ -62,13 +102,34 @@ func (t *Target) bounds(off, n int64) error {
 	return nil
 }
 
-// WriteAt writes into the slot.
+// change admits a change of the slot's bytes: inside the slot, before it was activated, and not below what is settled.
+func (t *Target) change(off, n int64) error {
+	if err := t.bounds(off, n); err != nil {
+		return err
+	}
+	if t.era != t.disk.eras[t.slot.Index] {
+		return fmt.Errorf("writing to slot %s: it was activated, and is not written to any more", t.slot.Label)
+	}
+	if off < t.settled {
+		return fmt.Errorf("writing to slot %s at byte %d: %w, up to byte %d", t.slot.Label, off, ErrSettled, t.settled)
+	}
+	t.disk.gen[t.slot.Index]++
+	return nil
+}
+
+// WriteAt writes into the slot. Every proof that the slot had is void.
 func (t *Target) WriteAt(p []byte, off int64) (int, error) {
-	if err := t.bounds(off, int64(len(p))); err != nil {
+	t.disk.mu.Lock()
+	defer t.disk.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.change(off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	t.gen.Add(1)
-	return t.disk.dev.WriteAt(p, t.slot.Start+off)
+	if err := t.disk.writeAt(p, t.slot.Start+off); err != nil {
+		return 0, fmt.Errorf("slot %s: %w", t.slot.Label, err)
+	}
+	return len(p), nil
 }
 
 // ReadAt reads from the slot.
@@ -79,46 +140,283 @@ func (t *Target) ReadAt(p []byte, off int64) (int, error) {
 	return t.disk.dev.ReadAt(p, t.slot.Start+off)
 }
 
-// Flush makes what was written durable.
-func (t *Target) Flush() error { return t.disk.dev.Flush() }
-
-// Verified is the proof that a slot holds, on the medium, exactly what it should. Only Verify makes one.
-type Verified struct {
-	target *Target
-	gen    int64
-	slot   Slot
+// Discard says that a range of the slot is of no interest. Its contents are undefined afterwards.
+func (t *Target) Discard(off, n int64) error {
+	t.disk.mu.Lock()
+	defer t.disk.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.change(off, n); err != nil {
+		return err
+	}
+	if t.disk.opt.ReadOnly {
+		return ErrReadOnly
+	}
+	return t.disk.dev.Discard(t.slot.Start+off, n)
 }
 
-// Verify flushes the slot, reads size bytes back from the medium and compares their hash.
-func (t *Target) Verify(ctx context.Context, size int64, want [32]byte) (Verified, error) {
-	if size <= 0 || size > t.slot.Size {
-		return Verified{}, fmt.Errorf("verifying slot %s: %d bytes do not fit its %d", t.slot.Label, size, t.slot.Size)
+// Flush makes what was written durable. After an error the target is of no use: to know what is on the medium, begin anew.
+func (t *Target) Flush() error {
+	t.disk.mu.Lock()
+	defer t.disk.mu.Unlock()
+	return t.disk.flush()
+}
+
+// Settle promises that the bytes before upto are final. They are flushed, read back from the medium and hashed, so that Verify need not
+// read them again; to write them again is an error.
+func (t *Target) Settle(upto int64) error {
+	if err := t.bounds(0, upto); err != nil {
+		return fmt.Errorf("settling: %w", err)
 	}
 	if err := t.Flush(); err != nil {
-		return Verified{}, fmt.Errorf("verifying slot %s: flushing: %w", t.slot.Label, err)
+		return fmt.Errorf("settling slot %s: %w", t.slot.Label, err)
 	}
-	gen := t.gen.Load()
-	h := sha256.New()
-	buf := aligned(1 << 20)
-	for off := int64(0); off < size; {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if upto <= t.settled {
+		return nil
+	}
+	if t.hash == nil {
+		t.hash = sha256.New()
+	}
+	done, err := t.readBack(context.Background(), t.hash, t.settled, upto)
+	t.settled = done
+	if err != nil {
+		return fmt.Errorf("settling: %w", err)
+	}
+	return nil
+}
+
+// readBack hashes bytes of the slot as they are on the medium, and says how far it came.
+func (t *Target) readBack(ctx context.Context, h io.Writer, off, upto int64) (int64, error) {
+	return hashMedium(ctx, t.disk.dev, t.slot, h, off, upto)
+}
+
+func hashMedium(ctx context.Context, dev Device, s Slot, h io.Writer, off, upto int64) (int64, error) {
+	buf := aligned(int(min(1<<20, max(upto-off, 1))))
+	for off < upto {
 		if err := ctx.Err(); err != nil {
-			return Verified{}, err
+			return off, err
 		}
-		p := buf[:min(int64(len(buf)), size-off)]
-		n, err := readMedium(t.disk.dev, p, t.slot.Start+off)
-		if n != len(p) && err == nil {
-			err = io.ErrUnexpectedEOF
-		}
+		p := buf[:min(int64(len(buf)), upto-off)]
+		n, err := readMedium(dev, p, s.Start+off)
 		if n != len(p) {
-			return Verified{}, fmt.Errorf("verifying slot %s at byte %d: %w", t.slot.Label, off, err)
+			if err == nil {
+				err = io.ErrUnexpectedEOF
+			}
+			return off, fmt.Errorf("reading back slot %s at byte %d: %w", s.Label, off, err)
 		}
 		h.Write(p)
 		off += int64(n)
 	}
-	if got := [32]byte(h.Sum(nil)); got != want {
+	return off, nil
+}
+
+// Verified is the proof that a slot holds, on the medium, exactly what it should. Only Verify makes one.
+type Verified struct {
+	disk *Disk
+	gen  int
+	slot Slot
+}
+
+// Slot says which slot it is.
+func (v Verified) Slot() Slot { return v.slot }
+
+// Verify flushes the slot, reads the first size bytes back from the medium and compares their hash.
+func (t *Target) Verify(ctx context.Context, size int64, want [32]byte) (Verified, error) {
+	if size <= 0 || size > t.slot.Size {
+		return Verified{}, fmt.Errorf("verifying slot %s: %d bytes do not fit its %d", t.slot.Label, size, t.slot.Size)
+	}
+	t.disk.mu.Lock()
+	gen := t.disk.gen[t.slot.Index]
+	err := t.disk.flush()
+	t.disk.mu.Unlock()
+	if err != nil {
+		return Verified{}, fmt.Errorf("verifying slot %s: %w", t.slot.Label, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var got [32]byte
+	if t.settled > 0 && t.settled <= size {
+		t.settled, err = t.readBack(ctx, t.hash, t.settled, size)
+		got = [32]byte(t.hash.Sum(nil))
+	} else {
+		h := sha256.New()
+		_, err = t.readBack(ctx, h, 0, size)
+		got = [32]byte(h.Sum(nil))
+	}
+	if err != nil {
+		return Verified{}, fmt.Errorf("verifying: %w", err)
+	}
+	if got != want {
 		return Verified{}, fmt.Errorf("%w: slot %s has SHA-256 %x, want %x", ErrMismatch, t.slot.Label, got, want)
 	}
-	return Verified{t, gen, t.slot}, nil
+	return Verified{t.disk, gen, t.slot}, nil
+}
+
+// Check reads the first size bytes of a slot from the medium and compares their hash. It changes nothing and proves nothing: the slot may
+// be written to at any time.
+func (d *Disk) Check(ctx context.Context, label string, size int64, want [32]byte) error {
+	s, err := d.Slot(label)
+	if err != nil {
+		return err
+	}
+	if size <= 0 || size > s.Size {
+		return fmt.Errorf("checking slot %s: %d bytes do not fit its %d", label, size, s.Size)
+	}
+	h := sha256.New()
+	if _, err := hashMedium(ctx, d.dev, s, h, 0, size); err != nil {
+		return fmt.Errorf("checking: %w", err)
+	}
+	if got := [32]byte(h.Sum(nil)); got != want {
+		return fmt.Errorf("%w: slot %s has SHA-256 %x, want %x", ErrMismatch, label, got, want)
+	}
+	return nil
+}
+
+// Activate makes a verified slot the one that boots next: highest priority, tries boots to prove itself, not successful. It refuses when
+// the slot was written to since, or is not where and what it was when it was verified. After it the slot's targets write no more.
+func (d *Disk) Activate(r Running, v Verified, tries int) error {
+	fail := func(err error) error { return fmt.Errorf("activating slot %q: %w", v.slot.Label, err) }
+	if v.disk != d {
+		return fail(errors.New("it was not verified on this disk"))
+	}
+	if tries < 1 || tries > 3 {
+		return fail(fmt.Errorf("%d tries, want 1 to 3", tries))
+	}
+	if v.slot.Label == r.slot.Label {
+		return fail(ErrRunning)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.edit(func(t *table, slots []Slot) error {
+		if d.gen[v.slot.Index] != v.gen {
+			return ErrStale
+		}
+		run, err := d.checkRunning(r, slots)
+		if err != nil {
+			return err
+		}
+		if !run.Successful || run.Priority == 0 {
+			return fmt.Errorf("%w: %s", ErrNotProven, run.Label)
+		}
+		now, err := find(slots, v.slot.Label)
+		if err != nil {
+			return err
+		}
+		if !now.same(v.slot) {
+			return fmt.Errorf("%w: %s is not where it was when it was verified", ErrGeometry, now.Label)
+		}
+		if now != v.slot {
+			return fmt.Errorf("%w: somebody changed its boot bits to priority %d, tries %d, successful %v", ErrStale, now.Priority, now.Tries, now.Successful)
+		}
+		if err := t.checkSlot(now); err != nil {
+			return err
+		}
+		top := uint8(0)
+		for _, s := range slots {
+			if s.Index != now.Index {
+				top = max(top, s.Priority)
+			}
+		}
+		if top == maxPriority {
+			top = renumber(slots, now.Index)
+		}
+		if top >= maxPriority {
+			return fmt.Errorf("the other slots use all priorities up to %d", maxPriority)
+		}
+		for i := range slots {
+			if slots[i].Index == now.Index {
+				slots[i].Priority, slots[i].Tries, slots[i].Successful = top+1, uint8(tries), false
+			}
+		}
+		// Whatever becomes of the rewrite, from here on the slot may be bootable.
+		d.eras[now.Index]++
+		return nil
+	})
+	if err != nil {
+		return fail(err)
+	}
+	d.gen[v.slot.Index]++
+	if release := d.claimed[v.slot.Index]; release != nil {
+		release()
+		delete(d.claimed, v.slot.Index)
+	}
+	return nil
+}
+
+// renumber gives all slots but one the lowest priorities that keep their order, and returns the highest.
+func renumber(slots []Slot, but int) uint8 {
+	var used, to [maxPriority + 1]uint8
+	for _, s := range slots {
+		if s.Index != but {
+			used[s.Priority] = 1
+		}
+	}
+	next := uint8(0)
+	for p := 1; p <= maxPriority; p++ {
+		next += used[p]
+		to[p] = next
+	}
+	for i := range slots {
+		if slots[i].Index != but && slots[i].Priority > 0 {
+			slots[i].Priority = to[slots[i].Priority]
+		}
+	}
+	return next
+}
+
+// MarkSuccessful says that the running slot is good: it needs no more tries, and none is spent on it.
+func (d *Disk) MarkSuccessful(r Running) error {
+	err := d.set(r.slot.Label, func(s *Slot) error {
+		if !s.same(r.slot) {
+			return fmt.Errorf("%w: it is not where it was", ErrGeometry)
+		}
+		s.Successful, s.Tries, s.Priority = true, 0, max(1, s.Priority)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("marking slot %q successful: %w", r.slot.Label, err)
+	}
+	return nil
+}
+
+// MarkBad makes a slot unbootable. It refuses when no other slot would be left to boot.
+func (d *Disk) MarkBad(label string) error {
+	err := d.set(label, func(s *Slot) error {
+		s.Successful, s.Tries, s.Priority = false, 0, 0
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("making slot %q unbootable: %w", label, err)
+	}
+	return nil
+}
+
+// set changes the boot bits of one slot.
+func (d *Disk) set(label string, change func(*Slot) error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.edit(func(_ *table, slots []Slot) error {
+		s, err := find(slots, label)
+		if err != nil {
+			return err
+		}
+		if err := change(&s); err != nil {
+			return err
+		}
+		left := false
+		for i := range slots {
+			if slots[i].Index == s.Index {
+				slots[i] = s
+			}
+			left = left || slots[i].Bootable()
+		}
+		if !left {
+			return ErrLast
+		}
+		return nil
+	})
 }
 
 // aligned returns a buffer that O_DIRECT accepts.
@@ -127,101 +425,6 @@ func aligned(n int) []byte {
 	b := make([]byte, n+align)
 	off := align - int(uintptr(unsafe.Pointer(&b[0]))%align)
 	return b[off : off+n]
-}
-
-// Activate makes a verified slot the one that boots next: highest priority, tries boots to prove itself, not successful.
-func (d *Disk) Activate(r Running, v Verified, tries int) error {
-	if v.target == nil || v.target.disk != d {
-		return errors.New("activating a slot: it was not verified on this disk")
-	}
-	if v.target.gen.Load() != v.gen {
-		return fmt.Errorf("activating slot %s: %w", v.slot.Label, ErrStale)
-	}
-	if tries < 1 || tries > 3 {
-		return fmt.Errorf("activating slot %s: %d tries, want 1 to 3", v.slot.Label, tries)
-	}
-	err := d.edit(func(slots []Slot) error {
-		if v.slot.Label == r.slot.Label {
-			return ErrRunning
-		}
-		top := uint8(0)
-		for _, s := range slots {
-			if s.Label != v.slot.Label {
-				top = max(top, s.Priority)
-			}
-		}
-		if top == maxPriority {
-			top = renumber(slots, v.slot.Label)
-		}
-		for i := range slots {
-			if slots[i].UUID == v.slot.UUID && slots[i].Start == v.slot.Start {
-				slots[i].Priority, slots[i].Tries, slots[i].Successful = top+1, uint8(tries), false
-				return nil
-			}
-		}
-		return ErrNoSlot
-	})
-	if err != nil {
-		return fmt.Errorf("activating slot %s: %w", v.slot.Label, err)
-	}
-	return nil
-}
-
-// renumber gives all slots but one the lowest priorities that keep their order, and returns the highest.
-func renumber(slots []Slot, but string) uint8 {
-	var used [maxPriority + 1]bool
-	for _, s := range slots {
-		if s.Label != but {
-			used[s.Priority] = true
-		}
-	}
-	var to [maxPriority + 1]uint8
-	next := uint8(0)
-	for p := 1; p <= maxPriority; p++ {
-		if used[p] {
-			next++
-			to[p] = next
-		}
-	}
-	for i := range slots {
-		if slots[i].Label != but {
-			slots[i].Priority = to[slots[i].Priority]
-		}
-	}
-	return next
-}
-
-// MarkSuccessful says that the running slot is good.
-func (d *Disk) MarkSuccessful(r Running) error {
-	return d.set(r.slot.Label, "marking slot %s successful", func(s *Slot) { s.Successful, s.Tries, s.Priority = true, 0, max(1, s.Priority) })
-}
-
-// MarkBad makes a slot unbootable.
-func (d *Disk) MarkBad(label string) error {
-	return d.set(label, "making slot %s unbootable", func(s *Slot) { s.Successful, s.Tries, s.Priority = false, 0, 0 })
-}
-
-func (d *Disk) set(label, what string, f func(*Slot)) error {
-	err := d.edit(func(slots []Slot) error {
-		if _, err := find(slots, label); err != nil {
-			return err
-		}
-		others := false
-		for i := range slots {
-			if slots[i].Label == label {
-				f(&slots[i])
-			}
-			others = others || slots[i].Bootable()
-		}
-		if !others {
-			return errors.New("no slot would be left to boot")
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf(what+": %w", label, err)
-	}
-	return nil
 }
 
 func isAligned(p []byte) bool { return uintptr(unsafe.Pointer(&p[0]))%4096 == 0 }

@@ -188,6 +188,6 @@ func (a *app) command() *cobra.Command {
 	f.BoolVar(&a.json, "json", false, "print JSON with a schema version instead of text")
 	f.StringVar(&a.config, "config", "", "the daemon's configuration file (default /etc/flipside/flipside.toml)")
 	f.StringVar(&a.socket, "socket", "", "the daemon's control socket (default from the configuration)")
-	root.AddCommand(a.statusCommand(), a.checkCommand(), a.updateCommand(), a.demoCommand(), a.payloadCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand())
+	root.AddCommand(a.statusCommand(), a.checkCommand(), a.updateCommand(), a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand())
 	return root
 }
