@@ -16,10 +16,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/omaha/server"
 )
 
-// releaseCommand works on a release server's directory; nothing of it needs the server to run.
+// releaseCommand works on a release server's directory, whether or not the server runs; hosts and events ask a running one.
 func (a *app) releaseCommand() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
@@ -32,13 +33,14 @@ func (a *app) releaseCommand() *cobra.Command {
 		a.releasePublish(&dir), a.releaseList(&dir), a.releasePromote(&dir), a.releaseRollback(&dir),
 		a.releasePause(&dir, "pause", "let no further host begin with a channel's version", true),
 		a.releasePause(&dir, "resume", "go on with a paused or stopped rollout", false),
-		a.releaseHosts(),
+		a.releaseHosts(), a.releaseEvents(), a.releaseMirror(&dir), a.releaseExport(&dir), a.releaseImport(&dir),
 	)
 	return cmd
 }
 
 func (a *app) releasePublish(dir *string) *cobra.Command {
 	var channel, version string
+	var keys []string
 	cmd := &cobra.Command{
 		Use:   "publish FILE",
 		Short: "put a payload into the directory and move a channel to it",
@@ -47,7 +49,10 @@ func (a *app) releasePublish(dir *string) *cobra.Command {
 			if version == "" {
 				return usagef("--version is missing")
 			}
-			p := &server.Publisher{Dir: *dir}
+			p, err := publisher(*dir, keys)
+			if err != nil {
+				return err
+			}
 			rel, err := p.Add(cmd.Context(), version, args[0])
 			switch {
 			case errors.Is(err, server.ErrExists):
@@ -80,6 +85,7 @@ func (a *app) releasePublish(dir *string) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&channel, "channel", "", "the channel to move to it (default: none)")
 	cmd.Flags().StringVar(&version, "version", "", "the release's version, SemVer 2")
+	cmd.Flags().StringArrayVar(&keys, "key", nil, "publish only what this key signed, PEM; may be given again")
 	return cmd
 }
 
@@ -221,7 +227,43 @@ func (a *app) releaseHosts() *cobra.Command {
 				if name == "" {
 					name = h.ID
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", name, h.Version, orDash(h.Channel), h.State, orDash(h.Target), why)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", omaha.Printable(name), omaha.Printable(h.Version), orDash(h.Channel), h.State, orDash(h.Target), omaha.Printable(why))
+			}
+			return w.Flush()
+		},
+	}
+	cmd.Flags().StringVar(&address, "server", "http://127.0.0.1:8787", "the server's address")
+	return cmd
+}
+
+func (a *app) releaseEvents() *cobra.Command {
+	var address string
+	cmd := &cobra.Command{
+		Use:   "events",
+		Short: "show what hosts did last",
+		Args:  exactArgs(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			st, err := fetchStatus(cmd.Context(), address)
+			if err != nil {
+				return withHint(err, "is the server running? name it with --server")
+			}
+			if a.json {
+				return a.printJSON(struct {
+					Schema string            `json:"schema"`
+					Events []server.Activity `json:"events"`
+				}{"flipside.events/v1", st.Activity})
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "TIME\tHOST\tFROM\tTO\tVERSION\tCODE")
+			for _, e := range slices.Backward(st.Activity) {
+				name, code := e.Alias, "-"
+				if name == "" {
+					name = e.Host
+				}
+				if e.Code != 0 {
+					code = fmt.Sprint(e.Code)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.At.Format(time.RFC3339), omaha.Printable(name), e.From, e.To, orDash(omaha.Printable(e.Version)), code)
 			}
 			return w.Flush()
 		},

@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +19,8 @@ import (
 // serveCommand runs the release server.
 func (a *app) serveCommand() *cobra.Command {
 	var opt server.Options
-	var listen string
+	var listen, tokenFile string
+	var certs tlsFiles
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "serve DIR",
@@ -35,19 +40,80 @@ The server listens on this machine only, unless --listen says otherwise. Behind 
 				level = slog.LevelDebug
 			}
 			opt.Logger = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
-			return a.serve(cmd.Context(), args[0], listen, opt)
+			if tokenFile != "" {
+				token, err := readToken(tokenFile)
+				if err != nil {
+					return err
+				}
+				opt.AdminToken = token
+			}
+			return a.serve(cmd.Context(), args[0], listen, certs, opt)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", "127.0.0.1:8787", "address to listen on")
 	f.StringVar(&opt.PublicURL, "public-url", "", "address under which hosts find this server (default: the one they connected to)")
 	f.StringVar(&opt.AppID, "app-id", "", "serve only this application id (default: any)")
-	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
+	f.StringVar(&tokenFile, "admin-token-file", "", "file with the token that lets its bearer change channels over HTTP (default: nobody can)")
+	f.StringVar(&certs.cert, "tls-cert", "", "serve HTTPS with this certificate, PEM")
+	f.StringVar(&certs.key, "tls-key", "", "the certificate's key, PEM")
+	f.StringVar(&certs.clientCA, "tls-client-ca", "", "answer only clients with a certificate of these authorities, PEM")
+	f.BoolVar(&verbose, "verbose", false, "log more")
 	return cmd
 }
 
-func (a *app) serve(ctx context.Context, dir, listen string, opt server.Options) error {
+// tlsFiles are what HTTPS is made of.
+type tlsFiles struct{ cert, key, clientCA string }
+
+// config returns nil when HTTPS is not wanted.
+func (t tlsFiles) config() (*tls.Config, error) {
+	if t == (tlsFiles{}) {
+		return nil, nil
+	}
+	if t.cert == "" || t.key == "" {
+		return nil, usagef("HTTPS needs --tls-cert and --tls-key")
+	}
+	pair, err := tls.LoadX509KeyPair(t.cert, t.key)
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate: %w", err)
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}
+	if t.clientCA != "" {
+		pem, err := os.ReadFile(t.clientCA)
+		if err != nil {
+			return nil, fmt.Errorf("read the clients' authorities: %w", err)
+		}
+		cfg.ClientCAs, cfg.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+		if !cfg.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%q holds no certificate in PEM form", t.clientCA)
+		}
+	}
+	return cfg, nil
+}
+
+// readToken reads a token of at least 16 characters.
+func readToken(path string) (string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read the admin token: %w", err)
+	}
+	token := strings.TrimSpace(string(data))
+	if len(token) < 16 {
+		return "", withHint(fmt.Errorf("the admin token in %q has only %d characters, at least 16 are needed", path, len(token)),
+			"make one with: head -c 24 /dev/urandom | base64")
+	}
+	return token, nil
+}
+
+func (a *app) serve(ctx context.Context, dir, listen string, certs tlsFiles, opt server.Options) error {
+	secure, err := certs.config()
+	if err != nil {
+		return err
+	}
 	s, err := server.New(dir, opt)
+	if errors.Is(err, server.ErrBusy) {
+		return withExit(exitBusy, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -56,10 +122,14 @@ func (a *app) serve(ctx context.Context, dir, listen string, opt server.Options)
 	if err != nil {
 		return withHint(fmt.Errorf("listen: %w", err), "choose another address with --listen")
 	}
+	scheme := "http"
+	if secure != nil {
+		l, scheme = tls.NewListener(l, secure), "https"
+	}
 	st := s.Status()
 	address := opt.PublicURL
 	if address == "" {
-		address = "http://" + l.Addr().String()
+		address = scheme + "://" + l.Addr().String()
 	}
 	if a.json {
 		err = a.printJSON(struct {
@@ -69,8 +139,8 @@ func (a *app) serve(ctx context.Context, dir, listen string, opt server.Options)
 			Status string `json:"status"`
 		}{"flipside.serve/v1", l.Addr().String(), address + "/v1/update/", address + "/v1/status"})
 	} else {
-		_, err = fmt.Fprintf(a.stdout, "serving %s: %d channels, %d releases\nhosts ask   %s/v1/update/\nstatus      %s/v1/status\n",
-			dir, len(st.Channels), len(st.Releases), address, address)
+		_, err = fmt.Fprintf(a.stdout, "serving %s: %d channels, %d releases\nhosts ask   %s/v1/update/\npeople see  %s/\nscripts     %s/v1/status\n",
+			dir, len(st.Channels), len(st.Releases), address, address, address)
 	}
 	if err != nil {
 		l.Close()

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/omaha/server"
+	"github.com/flipside-linux/flipside/payload"
+)
+
+// publisher makes a publisher for dir. With keys, a payload is published only when one of them signed it.
+func publisher(dir string, keys []string) (*server.Publisher, error) {
+	p := &server.Publisher{Dir: dir}
+	if len(keys) == 0 {
+		return p, nil
+	}
+	ring, err := payload.LoadKeys(keys...)
+	if err != nil {
+		return nil, err
+	}
+	p.Verify = func(ctx context.Context, path string) error { return verifyPayload(ctx, path, ring) }
+	return p, nil
+}
+
+// verifyPayload checks everything of a payload that a host would check, down to the last operation, by applying it to
+// nowhere. A delta needs its old image for that: of one, the metadata's signature and shape are checked.
+func verifyPayload(ctx context.Context, path string, ring *payload.Keyring) error {
+	src, err := payload.NewFileSource(path)
+	if err != nil {
+		return err
+	}
+	p, err := payload.Open(ctx, src, payload.Options{Keys: ring})
+	if err != nil {
+		return withExit(exitVerify, err)
+	}
+	if p.Delta() {
+		return nil
+	}
+	targets := make(map[string]payload.Target, len(p.Partitions))
+	for _, part := range p.Partitions {
+		targets[part.Name] = nowhere{}
+	}
+	return withExit(exitVerify, p.Apply(ctx, payload.ApplyOptions{Targets: targets}))
+}
+
+// nowhere takes an image and keeps nothing of it.
+type nowhere struct{}
+
+func (nowhere) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
+func (nowhere) Flush() error                           { return nil }
+
+func (a *app) releaseMirror(dir *string) *cobra.Command {
+	var up server.Upstream
+	var opt omaha.HTTPOptions
+	var channel string
+	var keys []string
+	cmd := &cobra.Command{
+		Use:   "mirror URL",
+		Short: "bring a channel up to what another server holds, payloads included",
+		Long: `Ask another release server (Flatcar's, a Nebraska, or one of these) for a channel, fetch every release on the way
+from --since to the newest, and move the channel here. What is here already is not fetched again.`,
+		Example: `  flipside release mirror --dir /srv/releases --key flatcar.pem --track stable --board amd64-usr \
+    --app-id '{e96281a6-d1af-4bde-9a0a-97b76e56dc57}' https://public.update.flatcar-linux.net/v1/update/`,
+		Args: exactArgs(1, "the URL of a server"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := publisher(*dir, keys)
+			if err != nil {
+				return err
+			}
+			if up.HTTP, err = omaha.NewHTTP(opt); err != nil {
+				return err
+			}
+			defer up.HTTP.CloseIdle()
+			var bar *progress
+			up.URL = args[0]
+			up.Progress = func(version string, done, size int64) {
+				if bar == nil {
+					bar = a.progress("release "+version, size)
+				}
+				bar.Set(done)
+				if done >= size {
+					bar.Done()
+					bar = nil
+				}
+			}
+			if channel == "" {
+				channel = up.Track
+			}
+			fresh, err := p.Mirror(cmd.Context(), up, channel)
+			if err != nil {
+				return err
+			}
+			return a.sayMirrored(p, channel, fresh)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&up.AppID, "app-id", "", "the application's id on that server")
+	f.StringVar(&up.Track, "track", "stable", "the channel there")
+	f.StringVar(&up.Board, "board", "amd64-usr", "the board to ask for")
+	f.StringVar(&up.Since, "since", "0.0.0", "the oldest version that hosts here still run")
+	f.StringVar(&channel, "channel", "", "the channel here (default: the same name)")
+	f.StringArrayVar(&keys, "key", nil, "publish only what this key signed, PEM; may be given again")
+	f.StringVar(&opt.Proxy, "proxy", "", "proxy to use (default: the environment's; \"direct\": none)")
+	f.StringArrayVar(&opt.CAFiles, "ca", nil, "trust this authority as well, PEM; may be given again")
+	return cmd
+}
+
+func (a *app) sayMirrored(p *server.Publisher, channel string, fresh []server.Release) error {
+	ch, err := p.Channel(channel)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(struct {
+			Schema   string           `json:"schema"`
+			Name     string           `json:"name"`
+			Channel  server.Channel   `json:"channel"`
+			Releases []server.Release `json:"releases"`
+		}{"flipside.mirror/v1", channel, ch, append([]server.Release{}, fresh...)})
+	}
+	for _, r := range fresh {
+		fmt.Fprintf(a.stdout, "release %s: %s, sha256 %s\n", r.Version, formatBytes(r.Size), r.SHA256)
+	}
+	a.sayChannel(channel, ch)
+	return nil
+}
+
+func (a *app) releaseExport(dir *string) *cobra.Command {
+	var channels []string
+	cmd := &cobra.Command{
+		Use:   "export FILE",
+		Short: "write channels and their releases into one file, to be carried over an air gap",
+		Args:  exactArgs(1, "a FILE to write"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(channels) == 0 {
+				return usagef("--channel is missing")
+			}
+			out, err := renameio.NewPendingFile(args[0], renameio.WithPermissions(0o644))
+			if err != nil {
+				return fmt.Errorf("export: %w", err)
+			}
+			defer out.Cleanup()
+			hash := sha256.New()
+			if err := (&server.Publisher{Dir: *dir}).Export(io.MultiWriter(out, hash), channels...); err != nil {
+				return err
+			}
+			if err := out.CloseAtomicallyReplace(); err != nil {
+				return fmt.Errorf("export: %w", err)
+			}
+			if a.json {
+				return a.printJSON(struct {
+					Schema   string   `json:"schema"`
+					File     string   `json:"file"`
+					SHA256   string   `json:"sha256"`
+					Channels []string `json:"channels"`
+				}{"flipside.bundle/v1", args[0], fmt.Sprintf("%x", hash.Sum(nil)), channels})
+			}
+			fmt.Fprintf(a.stdout, "%s: %d channels, sha256 %x\n", filepath.Base(args[0]), len(channels), hash.Sum(nil))
+			return nil
+		},
+	}
+	cmd.Flags().StringArrayVar(&channels, "channel", nil, "a channel to take along; may be given again")
+	return cmd
+}
+
+func (a *app) releaseImport(dir *string) *cobra.Command {
+	var keys []string
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "read a file that export wrote",
+		Args:  exactArgs(1, "a FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := publisher(*dir, keys)
+			if err != nil {
+				return err
+			}
+			f, err := os.Open(args[0])
+			if err != nil {
+				return fmt.Errorf("import: %w", err)
+			}
+			defer f.Close()
+			got, err := p.Import(cmd.Context(), f)
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				return withHint(withExit(exitVerify, err), "the file is not complete: copy it again and compare its sha256")
+			}
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(struct {
+					Schema   string           `json:"schema"`
+					Releases []server.Release `json:"releases"`
+				}{"flipside.import/v1", append([]server.Release{}, got...)})
+			}
+			for _, r := range got {
+				fmt.Fprintf(a.stdout, "release %s: %s, sha256 %s\n", r.Version, formatBytes(r.Size), r.SHA256)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringArrayVar(&keys, "key", nil, "accept only what this key signed, PEM; may be given again")
+	return cmd
+}

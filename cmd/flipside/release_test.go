@@ -1,0 +1,170 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/payload/build"
+)
+
+// signedPayload makes a small signed payload of one image, and a file with the key that checks it.
+func signedPayload(t *testing.T, dir, name string, fill byte) (path, pub string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, path = filepath.Join(dir, name+".pub"), filepath.Join(dir, name)
+	if err := os.WriteFile(pub, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	image := bytes.Repeat([]byte{fill}, 64<<10)
+	rand.Read(image[:32<<10])
+	var out bytes.Buffer
+	if _, err := build.Full(t.Context(), &out, build.Spec{Images: []build.Image{{Name: "usr", Data: bytes.NewReader(image), Size: int64(len(image))}}, Keys: []crypto.Signer{key}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, out.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path, pub
+}
+
+// TestReleaseAndServe runs a release server and steers it from the command line, as an operator would.
+func TestReleaseAndServe(t *testing.T) {
+	work := t.TempDir()
+	dir := filepath.Join(work, "releases")
+	run := func(want int, contains string, args ...string) string {
+		t.Helper()
+		var out, errs bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+		if code := a.run(t.Context(), args); code != want || !strings.Contains(out.String()+errs.String(), contains) {
+			t.Fatalf("flipside %s ended with %d, want %d and %q; it printed\n%s%s", strings.Join(args, " "), code, want, contains, &out, &errs)
+		}
+		return out.String()
+	}
+	one, key := signedPayload(t, work, "one", 1)
+	two, other := signedPayload(t, work, "two", 2)
+	publish := func(want int, contains, version, file string, more ...string) {
+		t.Helper()
+		run(want, contains, append([]string{"release", "publish", "--dir", dir, "--channel", "stable", "--version", version, file}, more...)...)
+	}
+	run(exitFailed, "publish into it first", "release", "list", "--dir", dir)
+	publish(exitVerify, "signature", "1.1.0", one, "--key", other)
+	publish(0, "channel stable: 1.1.0, all hosts", "1.1.0", one, "--key", key)
+	publish(0, "1.1.0", "1.1.0", one)
+	publish(exitFailed, "choose a new version number", "1.1.0", two)
+	publish(exitVerify, "payload create", "1.3.0", key)
+	publish(exitFailed, "three numbers", "one", one)
+	run(exitUsage, "--version is missing", "release", "publish", "--dir", dir, one)
+	run(exitUsage, "FILE", "release", "publish", "--dir", dir)
+
+	// The server starts, and later changes reach it without a word.
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	in, out := io.Pipe()
+	ended := make(chan int, 1)
+	go func() {
+		a := &app{stdin: strings.NewReader(""), stdout: out, stderr: io.Discard}
+		ended <- a.run(ctx, []string{"serve", dir, "--listen", "127.0.0.1:0", "--json"})
+		out.Close()
+	}()
+	var up struct{ Schema, Listen, Update, Status string }
+	if err := json.NewDecoder(in).Decode(&up); err != nil || up.Schema != "flipside.serve/v1" {
+		t.Fatalf("%+v, %v", up, err)
+	}
+	go io.Copy(io.Discard, in)
+	server := "http://" + up.Listen
+	run(exitBusy, "another server", "serve", dir, "--listen", "127.0.0.1:0")
+	run(exitUsage, "--tls-key", "serve", dir, "--tls-cert", key)
+
+	h, err := omaha.NewHTTP(omaha.HTTPOptions{Proxy: "direct"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.CloseIdle()
+	c := &omaha.Client{URL: up.Update, AppID: "org.example.os", Version: "1.0.0", Track: "stable", MachineID: "m1", MachineAlias: "web\x1b[31m", HTTP: h}
+	wants := func(version, words string) {
+		t.Helper()
+		var a omaha.Answer
+		for range 100 { // the server looks at its directory once a second
+			var err error
+			if a, err = c.Check(t.Context(), omaha.CheckRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			if a.Offer != nil && a.Offer.Version == version || a.Offer == nil && version == "" && strings.Contains(a.Reason.Text, words) {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Fatalf("the host got %+v, want %q %q", a, version, words)
+	}
+	wants("1.1.0", "")
+	publish(0, "1.2.0", "1.2.0", two)
+	wants("1.2.0", "")
+	run(0, "paused", "release", "pause", "--dir", dir, "stable")
+	wants("", "paused")
+	run(0, "1.2.0, all hosts", "release", "resume", "--dir", dir, "stable")
+	wants("1.2.0", "")
+	run(0, "1.1.0", "release", "rollback", "--dir", dir, "stable")
+	wants("1.1.0", "")
+	run(0, "channel beta: 1.1.0", "release", "promote", "--dir", dir, "beta", "--from", "stable")
+	run(0, "channel beta: 1.2.0", "release", "promote", "--dir", dir, "beta", "--version", "1.2.0")
+	run(exitFailed, "not known", "release", "promote", "--dir", dir, "beta", "--version", "7.0.0")
+	run(exitUsage, "either", "release", "promote", "--dir", dir, "beta")
+	run(exitFailed, "not known", "release", "pause", "--dir", dir, "nightly")
+	run(0, "beta", "release", "list", "--dir", dir)
+	if page := run(0, "granted", "release", "hosts", "--server", server); strings.Contains(page, "\x1b") {
+		t.Errorf("a host's name reaches the terminal as it is: %q", page)
+	}
+	run(0, "seen", "release", "events", "--server", server)
+	for _, args := range [][]string{{"release", "list", "--dir", dir}, {"release", "hosts", "--server", server}, {"release", "events", "--server", server}} {
+		var doc map[string]any
+		if err := json.Unmarshal([]byte(run(0, "flipside.", append(args, "--json")...)), &doc); err != nil {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	resp, err := http.Get(server + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("the page: %s", resp.Status)
+	}
+
+	// Over the network to another directory, and over the air gap to a third.
+	second, third := filepath.Join(work, "second"), filepath.Join(work, "third")
+	mirror := []string{"release", "mirror", "--dir", second, "--proxy", "direct", "--app-id", "org.example.os", "--track", "stable", "--key"}
+	run(exitVerify, "signature", append(mirror, other, up.Update)...)
+	run(0, "channel stable: 1.1.0", append(mirror, key, up.Update)...)
+	bundle := filepath.Join(work, "bundle.tar")
+	run(0, "1 channels, sha256", "release", "export", "--dir", second, "--channel", "stable", bundle)
+	run(0, "release 1.1.0", "release", "import", "--dir", third, bundle)
+	run(0, "1.1.0", "release", "list", "--dir", third)
+
+	stop()
+	if code := <-ended; code != 0 {
+		t.Errorf("the server ended with %d", code)
+	}
+	run(exitFailed, "is the server running?", "release", "hosts", "--server", server)
+}
