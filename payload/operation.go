@@ -1,7 +1,9 @@
 package payload
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/flipside-linux/flipside/payload/metadata"
 )
@@ -55,8 +57,7 @@ func (p *Payload) operations(name string, size int64, ops []*metadata.InstallOpe
 	if int64(len(ops)) > limit {
 		return nil, malformed("partition %q has %d operations for %d blocks", name, len(ops), blocks)
 	}
-	seen := make([]uint64, (limit+63)/64)
-	var covered int64
+	var written []span // by all operations; what they cost is bounded by the manifest's size, whatever they claim
 	list := make([]operation, 0, len(ops))
 	for i, o := range ops {
 		bad := func(format string, args ...any) error {
@@ -109,13 +110,7 @@ func (p *Payload) operations(name string, size int64, ops []*metadata.InstallOpe
 			if n == 0 || start >= uint64(limit) || n > uint64(limit)-start {
 				return nil, bad("it writes %d blocks at block %d of %d", n, start, blocks)
 			}
-			for b := start; b < start+n; b++ {
-				if seen[b/64]&(1<<(b%64)) != 0 {
-					return nil, bad("it writes block %d a second time", b)
-				}
-				seen[b/64] |= 1 << (b % 64)
-			}
-			covered += int64(n)
+			written = append(written, span{int64(start), int64(n), i})
 			op.out += int64(n) * blockSize
 			op.dst = append(op.dst, extent{int64(start) * blockSize, int64(n) * blockSize})
 		}
@@ -124,8 +119,25 @@ func (p *Payload) operations(name string, size int64, ops []*metadata.InstallOpe
 		}
 		list = append(list, op)
 	}
-	if covered < blocks {
-		return nil, malformed("partition %q: %d of %d blocks are not written", name, blocks-covered, blocks)
+	slices.SortFunc(written, func(a, b span) int { return cmp.Compare(a.start, b.start) })
+	next := int64(0)
+	for _, s := range written {
+		switch {
+		case s.start < next:
+			return nil, malformed("partition %q, operation %d: it writes block %d a second time", name, s.op, s.start)
+		case s.start > next && next < blocks:
+			return nil, malformed("partition %q: block %d is not written", name, next)
+		}
+		next = s.start + s.n
+	}
+	if next < blocks {
+		return nil, malformed("partition %q: block %d is not written", name, next)
 	}
 	return list, nil
+}
+
+// span is a run of blocks that an operation writes.
+type span struct {
+	start, n int64
+	op       int
 }

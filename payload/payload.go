@@ -16,7 +16,7 @@ import (
 
 // Limits of what a payload may ask of the reader. They bound memory before anything is believed.
 const (
-	maxManifest  = 64 << 20
+	maxManifest  = 64 << 20 // bytes
 	maxMetaSig   = 64 << 10
 	maxBlob      = 64 << 20  // data of one operation
 	maxOutput    = 256 << 20 // that one operation writes
@@ -187,6 +187,13 @@ func readFull(r io.Reader, b []byte) error {
 }
 
 func (p *Payload) readV2(data []byte) error {
+	limit := maxMessagesSigned
+	if p.keys.Len() == 0 {
+		limit = maxMessagesUnsigned
+	}
+	if err := bound(data, nestedV2(), limit); err != nil {
+		return err
+	}
 	var m metadata.Manifest
 	if err := proto.Unmarshal(data, &m); err != nil {
 		return malformed("the manifest cannot be read: %v", err)
@@ -232,6 +239,9 @@ func (p *Payload) readV2(data []byte) error {
 }
 
 func (p *Payload) readV1(data []byte) error {
+	if err := bound(data, nestedV1(), maxMessagesUnsigned); err != nil {
+		return err
+	}
 	var m metadata.ManifestV1
 	if err := proto.Unmarshal(data, &m); err != nil {
 		return malformed("the manifest cannot be read: %v", err)

@@ -83,7 +83,10 @@ func (d *show) makeDisk(ctx context.Context, path string, n int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := findTool("mkfs.vfat"); err == nil {
+	if err != nil {
+		return err
+	}
+	if _, missing := findTool("mkfs.vfat"); missing == nil {
 		_, err = tool(ctx, "mkfs.vfat", "-n", "EFI-SYSTEM", "--offset", fmt.Sprint(parts[0].Start/512), path, fmt.Sprint(16*mib/1024))
 	}
 	return err
