@@ -194,6 +194,7 @@ func (in *installer) apply(ctx context.Context, u updater.Update, checkpoint fun
 	if err != nil {
 		return err
 	}
+	in.forget() // a disk that is kept open keeps its claim on the slot
 	d, err := in.open(false)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errDisk, err)
