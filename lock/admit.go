@@ -64,8 +64,8 @@ func (s State) standing(c Claim, position int, now time.Time) Standing {
 	st := Standing{Max: s.Policy.Max, Holders: s.Holders}
 	if h, ok := s.Holder(c.Host); ok {
 		st.Granted, st.Token = true, h.Token
-		// A host that has not rebooted yet had better not if the version was halted since.
-		if halt, bad := s.Halts[h.To]; bad && h.Phase == Granted {
+		// A host that asks has not gone down yet, or again, and had better not if the version was halted since.
+		if halt, bad := s.Halts[h.To]; bad {
 			st.Granted, st.Halted = false, halt.Reason
 		}
 		return st

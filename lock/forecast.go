@@ -38,7 +38,13 @@ func (s State) Forecast(now time.Time) (turns []Turn, never []Waiter) {
 	}
 	for len(queue) > 0 {
 		st.remove, st.audit = nil, nil
-		st.admit(queue)
+		if n := 64 + 4*s.Policy.Max; n < len(queue) { // most turns are decided by the first few
+			if left := st.admit(queue[:n]); left {
+				st.admit(queue)
+			}
+		} else {
+			st.admit(queue)
+		}
 		for _, host := range st.remove {
 			i := slices.IndexFunc(queue, func(w Waiter) bool { return w.Host == host })
 			w := queue[i]

@@ -20,7 +20,8 @@ type memoryGroup struct {
 	state     []byte
 	stateRev  int64
 	signalRev int64
-	queue     map[string]Item
+	queue     []Item           // in order of arrival
+	arrival   map[string]int64 // by host
 	left      map[string]int64 // the revision at which a host left the queue
 	audit     map[int][]byte
 	lastJoin  int64
@@ -36,7 +37,7 @@ func NewMemory() *Memory {
 func (m *Memory) group(name string) *memoryGroup {
 	g := m.groups[name]
 	if g == nil {
-		g = &memoryGroup{queue: map[string]Item{}, left: map[string]int64{}, audit: map[int][]byte{}}
+		g = &memoryGroup{arrival: map[string]int64{}, left: map[string]int64{}, audit: map[int][]byte{}}
 		m.groups[name] = g
 	}
 	return g
@@ -47,16 +48,22 @@ func (m *Memory) changed() {
 	m.change = make(chan struct{})
 }
 
+// index is how many items arrived before a revision.
+func (g *memoryGroup) index(arrival int64) int {
+	i, _ := slices.BinarySearchFunc(g.queue, arrival, func(it Item, a int64) int { return cmp.Compare(it.Arrival, a) })
+	return i
+}
+
 func (g *memoryGroup) view(rev int64, host string, limit int) View {
 	v := View{Rev: rev, StateRev: g.stateRev, State: g.state}
-	if it, ok := g.queue[host]; ok {
+	if at, ok := g.arrival[host]; ok {
+		it := g.queue[g.index(at)]
 		v.Own = &it
 	}
-	if limit != 0 {
-		v.Queue = slices.SortedFunc(maps.Values(g.queue), func(a, b Item) int { return cmp.Compare(a.Arrival, b.Arrival) })
-		if limit > 0 && len(v.Queue) > limit {
-			v.Queue, v.More = v.Queue[:limit], true
-		}
+	if limit > 0 && len(g.queue) > limit {
+		v.Queue, v.More = slices.Clone(g.queue[:limit]), true
+	} else if limit != 0 {
+		v.Queue = slices.Clone(g.queue)
 	}
 	return v
 }
@@ -77,13 +84,12 @@ func (m *Memory) Enqueue(ctx context.Context, group, host string, data []byte) (
 	}
 	g := m.group(group)
 	m.rev++
-	it, ok := g.queue[host]
-	if !ok {
-		it = Item{Host: host, Arrival: m.rev}
-		g.lastJoin = m.rev
+	if at, ok := g.arrival[host]; ok {
+		g.queue[g.index(at)].Data = data
+	} else {
+		g.queue = append(g.queue, Item{Host: host, Data: data, Arrival: m.rev})
+		g.arrival[host], g.lastJoin = m.rev, m.rev
 	}
-	it.Data = data
-	g.queue[host] = it
 	m.changed()
 	v := g.view(m.rev, host, 0)
 	v.Length = len(g.queue)
@@ -94,13 +100,7 @@ func (m *Memory) Enqueue(ctx context.Context, group, host string, data []byte) (
 func (m *Memory) Ahead(ctx context.Context, group string, arrival int64) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := 0
-	for _, it := range m.group(group).queue {
-		if it.Arrival < arrival {
-			n++
-		}
-	}
-	return n, ctx.Err()
+	return m.group(group).index(arrival), ctx.Err()
 }
 
 // Commit implements [Store].
@@ -120,8 +120,10 @@ func (m *Memory) Commit(ctx context.Context, group, host string, limit int, v Vi
 		g.signalRev = m.rev
 	}
 	for _, host := range c.Remove {
-		if _, ok := g.queue[host]; ok {
-			delete(g.queue, host)
+		if at, ok := g.arrival[host]; ok {
+			i := g.index(at)
+			g.queue = slices.Delete(g.queue, i, i+1)
+			delete(g.arrival, host)
 			g.left[host] = m.rev
 		}
 	}

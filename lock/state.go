@@ -307,22 +307,23 @@ func (s *step) mark(host string, m Mark) error {
 	if m.Token != 0 && m.Token != h.Token {
 		return fmt.Errorf("marking %q as %s with token %d: %w: the slot was granted with %d", host, m.Phase, m.Token, ErrFenced, h.Token)
 	}
-	if m.Phase == h.Phase {
-		return nil
-	}
 	switch m.Phase {
 	case Rebooting:
-		if h.Phase == Booted {
-			return nil // an old message
-		}
+		// Also when the mark is told again after a lost reply: the host still runs, and must not go down any more.
 		if halt, ok := s.Halts[h.To]; ok {
 			return fmt.Errorf("marking %q as %s: %w: %q: %s", host, m.Phase, ErrHalted, h.To, halt.Reason)
 		}
 		if st := s.Policy.schedule().At(s.now, 0); !st.Open {
 			return fmt.Errorf("marking %q as %s: %w: %s", host, m.Phase, ErrClosed, st.Why)
 		}
+		if h.Phase != Granted {
+			return nil
+		}
 		h.Rebooting = s.now
 	case Booted:
+		if h.Phase == Booted {
+			return nil
+		}
 		h.Booted = s.now
 		h.Version, h.NewBootID = clip(m.Version), clip(m.BootID)
 	default:

@@ -285,8 +285,15 @@ func failureHalts(e env) {
 	// A host that was granted before the halt, and has not rebooted, must not.
 	e.must(e.k.SetMax(e.ctx, e.group, 2))
 	e.granted("c")
+	e.must(e.k.SetMax(e.ctx, e.group, 3))
+	e.granted("d")
 	e.must(e.k.Mark(e.ctx, e.group, "b", lock.Mark{Phase: lock.Rebooting}))
+	e.must(e.k.Mark(e.ctx, e.group, "d", lock.Mark{Phase: lock.Rebooting}))
 	e.release("b", lock.Failed)
+	// The reply to d's mark was lost, so that d has not gone down: it must not do so now.
+	if err := e.k.Mark(e.ctx, e.group, "d", lock.Mark{Phase: lock.Rebooting}); !errors.Is(err, lock.ErrHalted) {
+		e.Errorf("a mark told again after the halt = %v, want ErrHalted", err)
+	}
 	if err := e.k.Mark(e.ctx, e.group, "c", lock.Mark{Phase: lock.Rebooting}); !errors.Is(err, lock.ErrHalted) {
 		e.Errorf("Mark of a halted version = %v, want ErrHalted", err)
 	}
