@@ -34,6 +34,9 @@ type DownloadOptions struct {
 
 	AllowPlainHTTP bool // accept a redirect from http to http (an https address never leads to http)
 
+	// Failed is told of each address that is given up, so that somebody can remember it (see [Failures]); nil for nobody.
+	Failed func(address string, err error)
+
 	Wait func(ctx context.Context, d time.Duration) error // sleeps between attempts; nil for the real thing
 	Now  func() time.Time                                 // measures waiting times; nil for the real clock
 }
@@ -103,6 +106,15 @@ func (d *Download) NextURL() {
 	if n := len(d.offer.URLs); n > 0 {
 		d.current = (d.current + 1) % n
 	}
+}
+
+// giveUp goes on to the next address and tells of the one that failed.
+func (d *Download) giveUp(err error) {
+	if d.opt.Failed != nil {
+		address, _ := d.URL()
+		d.opt.Failed(address, err)
+	}
+	d.NextURL()
 }
 
 // Open starts reading at offset. The reader delivers exactly Size()-offset bytes or an error: it reconnects, resumes and
@@ -230,7 +242,7 @@ func (r *downloadReader) failed(err error, next bool, pause time.Duration) error
 	}
 	if r.failures++; next || r.failures >= r.d.opt.Attempts {
 		r.failures = 0
-		r.d.NextURL()
+		r.d.giveUp(err)
 		if r.moves++; r.moves >= r.d.opt.Rounds*len(r.d.offer.URLs) {
 			return err
 		}

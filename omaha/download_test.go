@@ -147,12 +147,20 @@ func TestDownloadSeveralAddresses(t *testing.T) {
 	short := newMirror(t, data[:100], nil)
 	good := newMirror(t, data, nil)
 	d := fetch(t, data, "http://127.0.0.1:1/dead", html.URL, gone.URL, short.URL, good.URL)
+	var memory Failures
+	now := time.Unix(0, 0)
+	d.opt.Failed = func(address string, err error) {
+		memory = memory.With(address, now, err.Error(), AddressBackoff())
+	}
 	got, err := readFrom(t, d, 0)
 	if err != nil || !bytes.Equal(got, data) {
 		t.Fatalf("%d bytes, %v", len(got), err)
 	}
 	if _, i := d.URL(); i != 4 {
 		t.Errorf("address %d is in use, want 4", i)
+	}
+	if order := memory.Order(d.offer.URLs, now); order[0] != good.URL || len(order) != 5 {
+		t.Errorf("next time the order is %q", order)
 	}
 	d = fetch(t, data, html.URL)
 	if _, err = readFrom(t, d, 0); !errors.Is(err, ErrHTML) || !strings.Contains(err.Error(), html.URL) || !strings.Contains(err.Error(), "log in, please") {

@@ -77,7 +77,7 @@ func (c *Client) offer(urls []*wire.URL, m *wire.Manifest) (*Offer, error) {
 	if n := action.MaxFailureCountPerURL; n > 0 && n < 10 {
 		o.MaxFailures = int(n)
 	}
-	if action.MetadataSize != "" {
+	if action.MetadataSize != "" && action.MetadataSize != "0" {
 		n, err := strconv.ParseInt(action.MetadataSize, 10, 64)
 		if err != nil || n <= 0 || n > o.Size {
 			// Some servers relay a size that they never looked at; the payload's own header decides.

@@ -222,6 +222,13 @@ func (s *Server) decide(c *catalog, h *Host, name string, ch Channel, running se
 	return &rel, ""
 }
 
+// under says whether a version is one that a host asks for with a prefix: "1.2", "1.2." and "1.2.*" all mean 1.2.x.
+func under(version, prefix string) bool {
+	prefix = strings.TrimSuffix(strings.TrimSuffix(prefix, "*"), ".")
+	rest, ok := strings.CutPrefix(version, prefix)
+	return ok && (prefix == "" || rest == "" || strings.ContainsAny(rest[:1], ".-+"))
+}
+
 // held says why a host may not have a release now, or "".
 func (s *Server) held(h *Host, ch Channel, r *rollout, rel Release, prefix string, now time.Time) string {
 	switch {
@@ -233,7 +240,7 @@ func (s *Server) held(h *Host, ch Channel, r *rollout, rel Release, prefix strin
 		return "the rollout is paused"
 	case now.Before(h.retryAt(rel.Version, ch.retryFailed())):
 		return fmt.Sprintf("release %s failed on this host, it may try again at %s", rel.Version, h.retryAt(rel.Version, ch.retryFailed()).UTC().Format(time.RFC3339))
-	case prefix != "" && !strings.HasPrefix(rel.Version+".", strings.TrimSuffix(prefix, ".")+"."):
+	case !under(rel.Version, prefix):
 		return fmt.Sprintf("the host asks for %s only", clean(prefix))
 	case !ch.in(h.ID, rel.Version):
 		return fmt.Sprintf("the release goes to %d %% of the hosts so far", ch.Percent)

@@ -500,6 +500,30 @@ func TestStateSurvivesRestart(t *testing.T) {
 	l.wants(l.client(3, "1.0.0"), "", "2 hosts failed")
 }
 
+// Ids cost nothing to invent, so the number of hosts is bounded, and those that are gone are forgotten.
+func TestHostsAreBounded(t *testing.T) {
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	l.opt.MaxHosts = 2
+	l.wants(l.client(1, "1.0.0"), "1.1.0", "")
+	l.wants(l.client(2, "1.0.0"), "1.1.0", "")
+	l.wants(l.client(3, "1.0.0"), "", "refuses this host's machine id")
+	l.wants(l.client(1, "1.0.0"), "1.1.0", "")
+	l.clock.Add(80 * 24 * time.Hour)
+	l.wants(l.client(1, "1.0.0"), "1.1.0", "")
+	l.clock.Add(80 * 24 * time.Hour)
+	l.commit(true)
+	if hosts := l.Hosts(); len(hosts) != 1 || hosts[0].ID != l.client(1, "").MachineID {
+		t.Errorf("hosts are %+v", hosts)
+	}
+	l.Close()
+	l.start()
+	if hosts := l.Hosts(); len(hosts) != 1 {
+		t.Errorf("after a restart: %+v", hosts)
+	}
+	l.wants(l.client(3, "1.0.0"), "1.1.0", "")
+}
+
 func TestHostileRequests(t *testing.T) {
 	l := newLab(t)
 	l.publishVersion("1.1.0", 1)

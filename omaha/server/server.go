@@ -22,6 +22,8 @@ type Options struct {
 	AppID      string        // the application that is served; empty for any
 	PublicURL  string        // where clients find this server, such as https://updates.example.org; never taken from a request
 	AdminToken string        // lets its bearer change channels over HTTP; empty: nobody can
+	MaxHosts   int           // no more hosts than this are known at once, default 500 000: ids cost nothing to invent
+	Forget     time.Duration // a host that was not seen for this long is forgotten, default 90 days
 	Refresh    time.Duration // how often the directory is looked at, default 1 s
 	ReadOnly   bool          // look at the releases only: nothing is made or written, and no host is known
 	Logger     *slog.Logger  // nil logs nothing
@@ -49,6 +51,7 @@ type Server struct {
 	history  history
 	canaries map[string]canary
 	expired  time.Time // when expire last looked
+	forgot   time.Time // when forget last looked
 	store    *store    // nil when read-only
 }
 
@@ -59,6 +62,12 @@ func New(dir string, opt Options) (*Server, error) {
 	}
 	if opt.Now == nil {
 		opt.Now = time.Now
+	}
+	if opt.MaxHosts <= 0 {
+		opt.MaxHosts = 500_000
+	}
+	if opt.Forget <= 0 {
+		opt.Forget = 90 * 24 * time.Hour
 	}
 	s := &Server{
 		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now, Who: "server"},

@@ -147,7 +147,11 @@ func (s *Server) commit(sample bool) {
 	hosts := make(map[string][]byte, len(st.dirty))
 	var err error
 	for id := range st.dirty {
-		if hosts[id], err = json.Marshal(s.hosts[id]); err != nil {
+		h := s.hosts[id]
+		if h == nil {
+			continue // forgotten meanwhile
+		}
+		if hosts[id], err = json.Marshal(h); err != nil {
 			break
 		}
 	}
@@ -160,7 +164,9 @@ func (s *Server) commit(sample bool) {
 	clear(st.dirty)
 	clear(st.rollouts)
 	var past []byte
+	var gone []string
 	if sample {
+		gone = s.forget(s.opt.Now())
 		s.history.sample(s.opt.Now(), s.versions())
 		if s.history.dirty && err == nil {
 			past, err = json.Marshal(s.history)
@@ -168,8 +174,8 @@ func (s *Server) commit(sample bool) {
 		}
 	}
 	s.mu.Unlock()
-	if err == nil && len(hosts)+len(rollouts)+len(past) > 0 {
-		err = st.write(hosts, rollouts, past)
+	if err == nil && len(hosts)+len(rollouts)+len(past)+len(gone) > 0 {
+		err = st.write(hosts, rollouts, past, gone)
 	}
 	if err != nil {
 		s.log.Error("the state could not be written", "error", err)
@@ -189,7 +195,26 @@ func (s *Server) commit(sample bool) {
 	close(c.done)
 }
 
-func (st *store) write(hosts, rollouts map[string][]byte, past []byte) error {
+// forget drops hosts that have not been seen for long, and returns their ids. Server.mu is held.
+func (s *Server) forget(now time.Time) []string {
+	if d := now.Sub(s.forgot); d >= 0 && d < time.Hour {
+		return nil
+	}
+	s.forgot = now
+	var gone []string
+	for id, h := range s.hosts {
+		if now.Sub(h.LastSeen) > s.opt.Forget {
+			gone = append(gone, id)
+			delete(s.hosts, id)
+			if r := s.rollouts[h.Channel]; r != nil {
+				delete(r.active, id)
+			}
+		}
+	}
+	return gone
+}
+
+func (st *store) write(hosts, rollouts map[string][]byte, past []byte, gone []string) error {
 	return st.db.Update(func(tx *bolt.Tx) error {
 		if past != nil {
 			if err := tx.Bucket([]byte("meta")).Put([]byte("history"), past); err != nil {
@@ -199,6 +224,11 @@ func (st *store) write(hosts, rollouts map[string][]byte, past []byte) error {
 		b := tx.Bucket([]byte("hosts"))
 		for id, data := range hosts {
 			if err := b.Put([]byte(id), data); err != nil {
+				return err
+			}
+		}
+		for _, id := range gone {
+			if err := b.Delete([]byte(id)); err != nil {
 				return err
 			}
 		}

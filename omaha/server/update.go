@@ -131,6 +131,11 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) (out appD
 	defer s.mu.Unlock()
 	c := s.catalog.Load()
 	s.expire(now)
+	if _, known := s.hosts[req.MachineID]; !known && len(s.hosts) >= s.opt.MaxHosts {
+		s.log.Error("too many hosts: a new one is refused", "limit", s.opt.MaxHosts)
+		refuse("error-instanceRegistrationFailed")
+		return out, nil
+	}
 	h := s.register(req, waits, now)
 	before := *h
 	defer func() {
