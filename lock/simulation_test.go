@@ -67,7 +67,7 @@ type simHost struct {
 	state  string // waiting, down, done, failed, gone, halted
 	queued time.Time
 	begun  time.Time
-	asking bool
+	buried bool
 }
 
 // simStore is the memory as one host sees it: it can be away, and what a commit hands over wakes the hosts that are served.
@@ -157,7 +157,11 @@ func newWorld(t *testing.T, seed uint64, hosts, limit, zoneMax, budget int) *wor
 		s, err := operator.State(t.Context(), "fleet")
 		if err == nil {
 			for _, h := range s.Holders {
-				if w.byName[h.Host].state == "gone" && !h.Late.IsZero() {
+				if gone := w.byName[h.Host]; gone.state == "gone" && !h.Late.IsZero() {
+					if !gone.buried { // from now on nobody counts it as one that is down for a while
+						gone.buried = true
+						gone.up()
+					}
 					_ = operator.Release(t.Context(), "fleet", h.Host, lock.Verdict{Outcome: lock.Forced, Reason: "gone"})
 				}
 			}
@@ -237,7 +241,6 @@ func (h *simHost) reboot() {
 	switch dice := w.rng.Float64(); {
 	case dice < 0.0005:
 		h.state = "gone" // until the operator comes it counts as down
-		w.in(3*time.Hour, h.up)
 	case dice < 0.02:
 		w.failed++
 		w.in(2*takes, func() {

@@ -96,65 +96,6 @@ func TestHungMemberIsPassedOver(t *testing.T) {
 	}
 }
 
-// The store is killed while a host waits, and comes back with its data: nothing is forgotten, and the host gets its turn.
-func TestRestart(t *testing.T) {
-	t.Parallel()
-	cfg := etcdtest.Config(t.TempDir())
-	e, err := etcdtest.Start(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := e.Clients[0].Addr().String()
-	k := open(t, etcd.Config{Endpoints: []string{"http://" + addr}, RequestTimeout: 500 * time.Millisecond})
-	ctx := t.Context()
-	a, b := lock.Claim{Group: "g", Host: "a", To: "2"}, lock.Claim{Group: "g", Host: "b", To: "2"}
-	before, err := k.Request(ctx, a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := k.Request(ctx, b); err != nil {
-		t.Fatal(err)
-	}
-	e.Close()
-	if _, err := k.Request(ctx, a); !errors.Is(err, lock.ErrUnavailable) {
-		t.Fatalf("Request of a dead store = %v", err)
-	}
-	cfg.ListenClientUrls[0].Host = addr
-	cfg.AdvertiseClientUrls = cfg.ListenClientUrls
-	if e, err = etcdtest.Start(cfg); err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
-	retry := func(what string, f func() error) {
-		t.Helper()
-		var err error
-		for range 100 {
-			if err = f(); err == nil || !errors.Is(err, lock.ErrUnavailable) {
-				break
-			}
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-	retry("asking again", func() error {
-		st, err := k.Request(ctx, a)
-		if err == nil && (!st.Granted || st.Token != before.Token) {
-			t.Errorf("after the restart: %+v, want token %d", st, before.Token)
-		}
-		return err
-	})
-	retry("release", func() error { return k.Release(ctx, "g", "a", lock.Verdict{Outcome: lock.Healthy}) })
-	retry("waiting", func() error { return k.Wait(ctx, b) })
-	retry("asking", func() error {
-		st, err := k.Request(ctx, b)
-		if err == nil && !st.Granted {
-			t.Errorf("b after the restart: %+v", st)
-		}
-		return err
-	})
-}
-
 // What happened before a compaction cannot be watched any more; the waiter asks again rather than wait for ever.
 func TestCompaction(t *testing.T) {
 	t.Parallel()
