@@ -27,12 +27,14 @@ func (s *Server) dashboard() {
 	}).ParseFS(web, "web/dashboard.html"))
 	s.mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { s.page(w, r, page) })
 	s.mux.HandleFunc("POST /ui/channels/{name}", s.form)
-	for name, kind := range map[string]string{"style.css": "text/css; charset=utf-8", "live.js": "text/javascript; charset=utf-8"} {
-		data, err := web.ReadFile("web/" + name)
+	for path, kind := range map[string]string{
+		"/ui/style.css": "text/css; charset=utf-8", "/ui/live.js": "text/javascript; charset=utf-8", "/v1/openapi.yaml": "application/yaml",
+	} {
+		data, err := web.ReadFile("web" + path[strings.LastIndexByte(path, '/'):])
 		if err != nil {
 			continue // cannot be: the files are part of the program
 		}
-		s.mux.HandleFunc("GET /ui/"+name, func(w http.ResponseWriter, r *http.Request) {
+		s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", kind)
 			w.Header().Set("Cache-Control", "max-age=300")
 			w.Write(data)

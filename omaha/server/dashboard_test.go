@@ -91,7 +91,7 @@ func TestDashboard(t *testing.T) {
 	if _, page := l.get("/?q=node-07"); !strings.Contains(page, "node-07") || strings.Contains(page, `scope="row" title="00000000000000000000000000000008"`) {
 		t.Error("the search does not narrow the list")
 	}
-	for _, asset := range []string{"/ui/style.css", "/ui/live.js"} {
+	for _, asset := range []string{"/ui/style.css", "/ui/live.js", "/v1/openapi.yaml"} {
 		if resp, _ := l.get(asset); resp.StatusCode != 200 {
 			t.Errorf("%s: %s", asset, resp.Status)
 		}
