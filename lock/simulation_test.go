@@ -17,7 +17,7 @@ import (
 
 // The simulation runs the code that really decides, under a simulated clock and store, with hosts whose clocks are wrong, whose
 // new version sometimes does not come up, that sometimes never come back, and with a store that is away now and then. It is
-// small by default; FLIPSIDE_LONG=1 makes it 10 000 hosts and ten seeds, FLIPSIDE_SEED=n repeats one.
+// small by default; FLIPSIDE_LONG=1 makes it 10 000 hosts and four seeds, FLIPSIDE_SEED=n repeats one.
 
 type event struct {
 	at   time.Time
@@ -283,7 +283,7 @@ func (w *world) run(until func() bool) {
 func seeds(t *testing.T) (list []uint64, hosts int) {
 	hosts, n := 600, uint64(3)
 	if os.Getenv("FLIPSIDE_LONG") != "" {
-		hosts, n = 10000, 10
+		hosts, n = 10000, 4
 	}
 	if s := os.Getenv("FLIPSIDE_SEED"); s != "" {
 		v, err := strconv.ParseUint(s, 10, 64)
