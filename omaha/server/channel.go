@@ -19,16 +19,16 @@ type Channel struct {
 	Downgrade bool      `toml:"downgrade,omitempty" json:"downgrade,omitempty"` // offer the version to newer hosts too
 
 	Paused        bool   `toml:"paused,omitempty" json:"paused,omitempty"`
-	Percent       int    `toml:"percent,omitempty" json:"percent,omitempty"`               // of the hosts, 1..100; 0 is all
-	MaxConcurrent int    `toml:"max_concurrent,omitempty" json:"max_concurrent,omitempty"` // updates at once; 0 is no limit
-	MaxPerPeriod  int    `toml:"max_per_period,omitempty" json:"max_per_period,omitempty"` // updates begun in one period
-	Period        string `toml:"period,omitempty" json:"period,omitempty"`                 // default 1h
-	GrantTimeout  string `toml:"grant_timeout,omitempty" json:"grant_timeout,omitempty"`   // after it an update counts as timed out, default 2h
-	StopFailures  int    `toml:"stop_after_failures,omitempty" json:"stop_after_failures,omitempty"`
-	StopTimeouts  int    `toml:"stop_after_timeouts,omitempty" json:"stop_after_timeouts,omitempty"`
+	Percent       int    `toml:"percent,omitzero" json:"percent,omitempty"`               // of the hosts, 1..100; 0 is all
+	MaxConcurrent int    `toml:"max_concurrent,omitzero" json:"max_concurrent,omitempty"` // updates at once; 0 is no limit
+	MaxPerPeriod  int    `toml:"max_per_period,omitzero" json:"max_per_period,omitempty"` // updates begun in one period
+	Period        string `toml:"period,omitempty" json:"period,omitempty"`                // default 1h
+	GrantTimeout  string `toml:"grant_timeout,omitempty" json:"grant_timeout,omitempty"`  // after it an update counts as timed out, default 2h
+	StopFailures  int    `toml:"stop_after_failures,omitzero" json:"stop_after_failures,omitempty"`
+	StopTimeouts  int    `toml:"stop_after_timeouts,omitzero" json:"stop_after_timeouts,omitempty"`
 	RetryFailed   string `toml:"retry_failed,omitempty" json:"retry_failed,omitempty"`   // before a host gets a version again that failed on it, doubling; default 1h
 	After         string `toml:"after,omitempty" json:"after,omitempty"`                 // a channel whose hosts go first
-	AfterHealthy  int    `toml:"after_healthy,omitempty" json:"after_healthy,omitempty"` // how many of them have to be healthy on the version, default 1
+	AfterHealthy  int    `toml:"after_healthy,omitzero" json:"after_healthy,omitempty"`  // how many of them have to be healthy on the version, default 1
 	Hours         string `toml:"hours,omitempty" json:"hours,omitempty"`                 // "Mon-Fri 09:00-17:00": updates begin only then
 	TimeZone      string `toml:"time_zone,omitempty" json:"time_zone,omitempty"`         // of hours, such as Europe/Berlin; default UTC
 	PollInterval  string `toml:"poll_interval,omitempty" json:"poll_interval,omitempty"` // what hosts are asked to wait between checks

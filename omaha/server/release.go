@@ -3,7 +3,9 @@ package server
 import (
 	"bytes"
 	"context"
+	"crypto/sha1"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -26,7 +28,7 @@ type Release struct {
 	Payload      string    `toml:"payload" json:"payload"` // file name below payloads/
 	Size         int64     `toml:"size" json:"size"`
 	SHA256       string    `toml:"sha256" json:"sha256"`                 // of the payload file, hexadecimal
-	SHA1         string    `toml:"sha1,omitempty" json:"-"`              // base64, for clients that ask for it
+	SHA1         string    `toml:"sha1,omitempty" json:"-"`              // base64: older clients and servers want one, and nothing here relies on it
 	MetadataSize int64     `toml:"metadata_size" json:"metadata_size"`   // header and manifest, without the metadata signature
 	URLs         []string  `toml:"urls,omitempty" json:"urls,omitempty"` // mirrors: addresses of directories; default is this server
 	Notes        string    `toml:"notes,omitempty" json:"notes,omitempty"`
@@ -136,13 +138,14 @@ func (p *Publisher) store(ctx context.Context, src io.Reader, version string, he
 		return Release{}, err
 	}
 	defer tmp.Cleanup()
-	hash := sha256.New()
-	n, err := io.Copy(io.MultiWriter(tmp, hash), &ctxReader{ctx, src})
+	hash, old := sha256.New(), sha1.New()
+	n, err := io.Copy(io.MultiWriter(tmp, hash, old), &ctxReader{ctx, src})
 	if err != nil {
 		return Release{}, err
 	}
 	rel := Release{
 		Version: version, Payload: version + ".payload", Size: n, SHA256: hex.EncodeToString(hash.Sum(nil)),
+		SHA1:         base64.StdEncoding.EncodeToString(old.Sum(nil)),
 		MetadataSize: header.metadataSize, Published: p.now().UTC().Truncate(time.Second),
 	}
 	if old, err := readRelease(p.Dir, version); err == nil {
@@ -161,7 +164,7 @@ func (p *Publisher) store(ctx context.Context, src io.Reader, version string, he
 	if err := syncDir(filepath.Join(p.Dir, "payloads")); err != nil {
 		return Release{}, err
 	}
-	return rel, writeTOML(filepath.Join(p.Dir, "releases", version+".toml"), rel)
+	return rel, writeTOML(filepath.Join(p.Dir, "releases", version+".toml"), rel, releaseHead)
 }
 
 // Move lets a channel point at a published version. What else its file says about the rollout stays.
@@ -210,7 +213,7 @@ func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, 
 	if err := c.check(); err != nil {
 		return Channel{}, fmt.Errorf("channel %s: %w", channel, err)
 	}
-	if err := writeTOML(filepath.Join(p.Dir, "channels", channel+".toml"), c); err != nil {
+	if err := writeTOML(filepath.Join(p.Dir, "channels", channel+".toml"), c, channelHead); err != nil {
 		return Channel{}, err
 	}
 	return c, p.audit("channel", map[string]any{"channel": channel, "state": c})
@@ -313,9 +316,16 @@ func readTOML(path string, v any) error {
 	return nil
 }
 
+// What the files say about themselves to whoever opens one.
+const (
+	channelHead = "# What hosts on this channel get, and how fast. Edit it as you like: a running server notices.\n# Commands that change the channel write this file anew, without other comments.\n\n"
+	releaseHead = "# One published release. It never changes.\n\n"
+)
+
 // writeTOML replaces a file whole: flushed, renamed, and its directory flushed as well.
-func writeTOML(path string, v any) error {
+func writeTOML(path string, v any, head string) error {
 	var b bytes.Buffer
+	b.WriteString(head)
 	if err := toml.NewEncoder(&b).Encode(v); err != nil {
 		return err
 	}
