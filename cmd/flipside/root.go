@@ -189,5 +189,32 @@ func (a *app) command() *cobra.Command {
 	f.StringVar(&a.config, "config", "", "the daemon's configuration file (default /etc/flipside/flipside.toml)")
 	f.StringVar(&a.socket, "socket", "", "the daemon's control socket (default from the configuration)")
 	root.AddCommand(a.statusCommand(), a.checkCommand(), a.updateCommand(), a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand())
+	usageErrors(root)
 	return root
+}
+
+// usageErrors makes every mistake on the command line a usageError: arguments that a command does not take, and commands that are not there.
+func usageErrors(cmd *cobra.Command) {
+	if args := cmd.Args; args != nil {
+		cmd.Args = func(c *cobra.Command, a []string) error {
+			err := args(c, a)
+			var usage *usageError
+			if err == nil || errors.As(err, &usage) {
+				return err
+			}
+			return &usageError{err}
+		}
+	}
+	if !cmd.Runnable() {
+		cmd.Args = cobra.ArbitraryArgs
+		cmd.RunE = func(c *cobra.Command, a []string) error {
+			if len(a) > 0 {
+				return usagef("%s has no command %q; see %s --help", c.CommandPath(), a[0], c.CommandPath())
+			}
+			return c.Help()
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		usageErrors(sub)
+	}
 }

@@ -126,7 +126,11 @@ func printStatus(w io.Writer, st updater.Status, now time.Time) {
 	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if !st.LastCheck.IsZero() {
-		fmt.Fprintf(tw, "last check\t%s: %s\n", when(st.LastCheck, now), st.LastAnswer)
+		answer := st.LastAnswer
+		if st.LastError != "" && !st.ErrorAt.Before(st.LastCheck) {
+			answer = "failed"
+		}
+		fmt.Fprintf(tw, "last check\t%s: %s\n", when(st.LastCheck, now), answer)
 	}
 	if !st.NextCheck.IsZero() {
 		fmt.Fprintf(tw, "next check\t%s\n", when(st.NextCheck, now))
@@ -145,7 +149,7 @@ func printStatus(w io.Writer, st updater.Status, now time.Time) {
 		fmt.Fprintf(tw, "not yet reported\t%d event(s); the server has not acknowledged them\n", st.Unsent)
 	}
 	if st.Verdict != nil {
-		fmt.Fprintf(tw, "reboot slot\tstill held; the semaphore has not taken the verdict: %s\n", st.Verdict.Error)
+		fmt.Fprintf(tw, "%s\n", strings.TrimSuffix("semaphore\thas not yet been told how the last boot went: "+st.Verdict.Error, ": "))
 	}
 	tw.Flush()
 }

@@ -62,7 +62,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 	if err := os.MkdirAll(c.Paths.State, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	h, err := omaha.NewHTTP(omaha.HTTPOptions{Logger: log, RateLimit: int64(c.Update.RateLimit)})
+	h, err := omaha.NewHTTP(omaha.HTTPOptions{RateLimit: int64(c.Update.RateLimit)})
 	if err != nil {
 		return nil, nil, err
 	}

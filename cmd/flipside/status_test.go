@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flipside-linux/flipside/reboot"
+	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/control"
+)
+
+// stand is a daemon that always says the same, but for the time of its last check.
+type stand struct {
+	st      updater.Status
+	changed chan struct{}
+}
+
+func (s *stand) Status(context.Context) (updater.Status, <-chan struct{}) { return s.st, s.changed }
+
+func (s *stand) CheckNow(context.Context, string, ...string) error {
+	s.st.LastCheck = time.Now()
+	return nil
+}
+
+// ask runs one command line against a daemon with this status.
+func ask(t *testing.T, st updater.Status, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "control.sock")
+	l, err := control.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- control.Serve(ctx, l, &stand{st: st, changed: make(chan struct{})}, slog.New(slog.DiscardHandler))
+	}()
+	defer func() { cancel(); <-done }()
+	var out, errs bytes.Buffer
+	a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+	code = a.run(t.Context(), append([]string{"--socket", path}, args...))
+	return code, out.String(), errs.String()
+}
+
+func TestStatusAndItsExitCodes(t *testing.T) {
+	now := time.Now()
+	idle := updater.Status{Schema: "flipside.status/v1", Version: "1.0.0", Slot: "USR-A", Phase: updater.Idle, Why: "up to date", LastCheck: now, NextCheck: now.Add(time.Hour), LastAnswer: "up to date"}
+	armed := idle
+	armed.Phase, armed.Why, armed.Stage = updater.Armed, "release 2.0.0 waits: outside the window", updater.BeforeReboot
+	armed.Gates = []reboot.Answer{{Gate: "window", Verdict: reboot.Wait, Why: "outside the window", Hint: "set reboot.window_start"}}
+	armed.Slots = []updater.SlotStatus{{Label: "USR-A", Priority: 1, Successful: true, Running: true}, {Label: "USR-B", Priority: 2, Tries: 1, Next: true}}
+	failed := idle
+	failed.LastError, failed.ErrorAt, failed.Why = "connection refused", now.Add(time.Hour), "connection refused"
+	blocked := idle
+	blocked.Blocked, blocked.Why = true, "updates are paused"
+
+	for _, tt := range []struct {
+		name string
+		st   updater.Status
+		args []string
+		code int
+		want []string
+	}{
+		{"idle", idle, []string{"status"}, exitOK, []string{"1.0.0 on USR-A, idle\nup to date\n"}},
+		{"armed", armed, []string{"status"}, exitReboot, []string{"USR-B  2         1      no", "boots next", "window     wait     outside the window", "-> set reboot.window_start"}},
+		{"json", idle, []string{"--json", "status"}, exitOK, []string{`"schema": "flipside.status/v1"`, `"why": "up to date"`}},
+		{"failed", failed, []string{"status"}, exitOK, []string{": failed\n", "last error"}},
+		{"check: nothing", idle, []string{"check"}, exitNothing, []string{"up to date"}},
+		{"check: armed", armed, []string{"check"}, exitReboot, nil},
+		{"check: failed", failed, []string{"check"}, exitFailed, []string{"connection refused"}},
+		{"check: blocked", blocked, []string{"update"}, exitBlocked, []string{"updates are paused"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			code, out, errs := ask(t, tt.st, tt.args...)
+			if code != tt.code {
+				t.Errorf("exit status %d, want %d; stderr %q", code, tt.code, errs)
+			}
+			for _, w := range tt.want {
+				if !strings.Contains(out, w) {
+					t.Errorf("no %q in\n%s", w, out)
+				}
+			}
+		})
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	for _, args := range [][]string{{"status", "extra"}, {"--nonsense"}, {"nonsense"}, {"payload", "info"}} {
+		var out, errs bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+		if code := a.run(t.Context(), args); code != exitUsage {
+			t.Errorf("%q: exit status %d, want %d: %s", args, code, exitUsage, errs.String())
+		}
+	}
+}
