@@ -128,7 +128,7 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 	// Whoever gives a slot back serves the queue. So this is only for slots that are free already, and for holders who are late.
 	seen := v.Rev
 	if s.open(now) {
-		if s, seen, err = k.changed(ctx, c.Group, "", "", nil); err != nil {
+		if s, seen, err = k.changed(ctx, c.Group, "", "", true, nil); err != nil {
 			return Standing{}, err
 		}
 	}
@@ -225,7 +225,13 @@ func (k *Keeper) Wait(ctx context.Context, c Claim) error {
 
 // Mark implements [Semaphore].
 func (k *Keeper) Mark(ctx context.Context, group, host string, m Mark) error {
-	return k.change(ctx, group, host, "", func(s *step) error { return s.mark(host, m) })
+	if err := errors.Join(CheckGroup(group), CheckHost(host)); err != nil {
+		return err
+	}
+	if _, _, err := k.changed(ctx, group, host, "", false, func(s *step) error { return s.mark(host, m) }); err != nil {
+		return fmt.Errorf("changing group %q: %w", group, err)
+	}
+	return nil
 }
 
 // Release implements [Semaphore].
@@ -356,19 +362,23 @@ func (k *Keeper) change(ctx context.Context, group, by, host string, f func(*ste
 	if err := CheckGroup(group); err != nil {
 		return err
 	}
-	if _, _, err := k.changed(ctx, group, by, host, f); err != nil {
+	if _, _, err := k.changed(ctx, group, by, host, true, f); err != nil {
 		return fmt.Errorf("changing group %q: %w", group, err)
 	}
 	return nil
 }
 
 // changed makes one change: what f does, then what follows from the time, then the free slots to those who wait, all in one
-// commit. It begins again after a conflict. host is the one whose place in the queue matters to f.
-func (k *Keeper) changed(ctx context.Context, group, by, host string, f func(*step) error) (State, int64, error) {
+// commit. It begins again after a conflict. host is the one whose place in the queue matters to f. A change that cannot free a slot
+// need not serve the queue.
+func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool, f func(*step) error) (State, int64, error) {
 	if k.opt.By != "" {
 		by = k.opt.By
 	}
 	limit := page
+	if !serve {
+		limit = 0
+	}
 	v, err := k.store.Read(ctx, group, host, limit)
 	for try := range attempts {
 		if err != nil {
@@ -386,8 +396,10 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, f func(*st
 				return State{}, 0, err
 			}
 		}
-		queue := slices.DeleteFunc(waiters(v.Queue), func(w Waiter) bool { return slices.Contains(st.remove, w.Host) })
-		left := st.admit(queue)
+		left := false
+		if serve {
+			left = st.admit(slices.DeleteFunc(waiters(v.Queue), func(w Waiter) bool { return slices.Contains(st.remove, w.Host) }))
+		}
 		if v.More && (left || len(s.Policy.Classes) > 0) {
 			limit = -1 // the first page does not decide it
 			if v, err = k.store.Read(ctx, group, host, limit); err != nil {
@@ -406,8 +418,8 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, f func(*st
 		rev, now, err := k.store.Commit(ctx, group, host, limit, v, c)
 		if errors.Is(err, ErrConflict) {
 			v = now
-			if try > 2 { // many change the group at once; spread them
-				if err := k.opt.Pause(ctx, time.Duration(rand.Int64N(int64(min(try, 20))*int64(time.Millisecond)))); err != nil {
+			if try > 2 { // many change the group at once; spread them, the more the longer it lasts
+				if err := k.opt.Pause(ctx, time.Duration(rand.Int64N(int64(min(try*try/2, 100))*int64(time.Millisecond)))); err != nil {
 					return State{}, 0, err
 				}
 			}
