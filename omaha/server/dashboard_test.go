@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -187,5 +189,44 @@ func TestScreenshots(t *testing.T) {
 		if info, err := os.Stat(path); err != nil || info.Size() < 20_000 {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+}
+
+// TestLivePage has a real browser run the page's script: a host that appears after the page was loaded is on it a little
+// later, without a reload. The browser's own clock is made to run fast.
+func TestLivePage(t *testing.T) {
+	browser, err := exec.LookPath("chromium")
+	if err != nil || os.Getenv("FLIPSIDE_SCREENSHOTS") == "" {
+		t.Skip("no chromium, or FLIPSIDE_SCREENSHOTS is not set")
+	}
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	var pages, reloads atomic.Int64
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		l.ServeHTTP(w, r)
+		if r.URL.Path != "/" {
+			return
+		}
+		if r.Header.Get("Sec-Fetch-Mode") == "navigate" {
+			reloads.Add(1)
+		}
+		if pages.Add(1) == 1 {
+			c := l.client(7, "1.0.0")
+			c.MachineAlias = "latecomer"
+			if err := c.Ping(context.Background(), ""); err != nil {
+				t.Error(err)
+			}
+		}
+	}))
+	defer web.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	page, err := exec.CommandContext(ctx, browser, "--headless", "--no-sandbox", "--disable-gpu", "--user-data-dir="+t.TempDir(),
+		"--virtual-time-budget=15000", "--dump-dom", web.URL+"/").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(page), "latecomer") || pages.Load() < 2 || reloads.Load() != 1 {
+		t.Errorf("the page was asked for %d times, %d of them reloads, and shows the new host: %v", pages.Load(), reloads.Load(), strings.Contains(string(page), "latecomer"))
 	}
 }
