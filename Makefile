@@ -56,7 +56,7 @@ bench: toolchain ## benchmarks, with ratios against named references measured in
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 powercut: toolchain ## enumerate crash states of a whole update and print the counts
-	@true
+	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 30m -v -run 'Enumerate|Mutation|Faults|LyingDisk' ./partition/powercut
 
 install: build ## install into $(DESTDIR)$(PREFIX)
 	install -D -m 0755 $(BIN)/flipsided $(DESTDIR)$(PREFIX)/sbin/flipsided

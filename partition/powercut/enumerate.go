@@ -15,19 +15,21 @@ type Options struct {
 	Paths   []Path
 	All     int // all subsets of epochs up to this many sectors
 	Random  int // subsets of larger ones
+	Kill    int // at every how many operations of a change the process is killed
+	Deep    int // of every how many recoveries the crashes are enumerated too
 	Again   int // every how many states a whole new update is run upon it
 	Workers int
 }
 
 // Short is done in seconds, Long in minutes.
 func Short() Options {
-	return Options{Sectors: []int{512, 4096}, Starts: []Start{Healthy, PrimaryBad, BackupBad}, Paths: []Path{Good, Failed}, All: 6, Random: 20, Again: 97, Workers: 2}
+	return Options{Sectors: []int{512, 4096}, Starts: []Start{Healthy, PrimaryBad, BackupBad}, Paths: []Path{Good, Failed}, All: 5, Random: 10, Kill: 3, Deep: 4, Again: 97, Workers: 2}
 }
 
 // Long is the proof.
 func Long() Options {
 	o := Short()
-	o.All, o.Random, o.Again = 12, 4000, 41
+	o.All, o.Random, o.Kill, o.Deep, o.Again = 12, 4000, 1, 1, 41
 	return o
 }
 
@@ -116,7 +118,7 @@ func enumerate(opt Options, sector int, start Start, path Path) (Counts, error) 
 	calls := r.calls
 	c.judge(opt, r, r.base, r.dev.Log, fmt.Sprintf("%d, %s, %s", sector, start, path))
 	for _, k := range calls {
-		for op := k.from; op < k.to && !k.boot; op++ {
+		for op := k.from; op < k.to && !k.boot && opt.Kill > 0; op += opt.Kill {
 			if err := c.killed(opt, sector, start, path, k.from, op); err != nil {
 				return c, err
 			}
@@ -184,6 +186,8 @@ func (c *Counts) judge(opt Options, r *rig, base []byte, log []devicetest.Op, na
 		}
 		if rec != nil {
 			c.Recoveries++
+		}
+		if rec != nil && opt.Deep > 0 && c.Recoveries%opt.Deep == 0 {
 			second := newOracle(rec, s.image)
 			crashes(s.image, r.sector, rec.dev.Log, ordered2, limits{6, 10}, 1, func(t state) {
 				c.Second++

@@ -9,7 +9,7 @@ import (
 // TestEnumerate is the claim: N crash states, 0 without a complete, verified, bootable slot.
 func TestEnumerate(t *testing.T) {
 	opt, least := Short(), 1000
-	if os.Getenv("FLIPSIDE_LONG") != "" {
+	if long() {
 		opt, least = Long(), 100_000
 	}
 	total := 0
@@ -32,3 +32,6 @@ func TestEnumerate(t *testing.T) {
 		t.Errorf("%d states, want at least %d: the enumeration is not what it was", total, least)
 	}
 }
+
+// long reports whether there is time for everything.
+func long() bool { return os.Getenv("FLIPSIDE_LONG") != "" }
