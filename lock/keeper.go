@@ -419,7 +419,8 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool
 		if errors.Is(err, ErrConflict) {
 			v = now
 			if try > 2 { // many change the group at once; spread them, the more the longer it lasts
-				if err := k.opt.Pause(ctx, time.Duration(rand.Int64N(int64(min(try*try/2, 100))*int64(time.Millisecond)))); err != nil {
+				most := time.Duration(min(try, 10)+min(5*max(0, try-10), 90)) * time.Millisecond
+				if err := k.opt.Pause(ctx, rand.N(most)); err != nil {
 					return State{}, 0, err
 				}
 			}
