@@ -30,7 +30,7 @@ Exit status: 0 done, 3 nothing to do, 5 something is halted (status), 7 etcd doe
 	s := a.semaphore(cmd)
 	cmd.AddCommand(
 		a.fleetStatus(s), a.fleetPlan(s), a.fleetHistory(s), a.fleetWatch(s), a.fleetPolicy(s),
-		a.fleetPause(s), a.lockResume(s), a.fleetForceRelease(s), a.fleetServe(s),
+		a.fleetPause(s), a.lockResume(s), a.fleetForceRelease(s), a.fleetServe(s), a.fleetImport(s),
 	)
 	return cmd
 }

@@ -44,8 +44,8 @@ func (a *app) semaphore(cmd *cobra.Command) *semaphoreFlags {
 	return s
 }
 
-// connect opens the semaphore. What is not given as a flag is taken from the daemon's configuration if there is one.
-func (s *semaphoreFlags) connect() (*lock.Keeper, error) {
+// config says where the semaphore is. What is not given as a flag is taken from the daemon's configuration if there is one.
+func (s *semaphoreFlags) config() (etcd.Config, error) {
 	path := cmp.Or(s.app.config, config.DefaultPath)
 	c, err := config.Load(path)
 	switch {
@@ -55,20 +55,20 @@ func (s *semaphoreFlags) connect() (*lock.Keeper, error) {
 		s.user, s.passwordFile = cmp.Or(s.user, c.Lock.User), cmp.Or(s.passwordFile, c.Lock.Password)
 		s.group = cmp.Or(s.group, c.Lock.Group)
 	case err != nil && (s.app.config != "" || !errors.Is(err, os.ErrNotExist)) && len(s.endpoints) == 0:
-		return nil, err
+		return etcd.Config{}, err
 	}
 	s.group = cmp.Or(s.group, "default")
 	if err := lock.CheckGroup(s.group); err != nil {
-		return nil, &usageError{err}
+		return etcd.Config{}, &usageError{err}
 	}
 	if len(s.endpoints) == 0 {
-		return nil, withHint(usagef("no etcd to ask"), "--endpoints http://host:2379, or lock.endpoints in %s", path)
+		return etcd.Config{}, withHint(usagef("no etcd to ask"), "--endpoints http://host:2379, or lock.endpoints in %s", path)
 	}
 	password := ""
 	if s.passwordFile != "" {
 		data, err := os.ReadFile(s.passwordFile)
 		if err != nil {
-			return nil, fmt.Errorf("reading the etcd password: %w", err)
+			return etcd.Config{}, fmt.Errorf("reading the etcd password: %w", err)
 		}
 		password, _, _ = strings.Cut(strings.TrimSpace(string(data)), "\n")
 	}
@@ -79,10 +79,18 @@ func (s *semaphoreFlags) connect() (*lock.Keeper, error) {
 	if u := cmp.Or(os.Getenv("SUDO_USER"), os.Getenv("USER")); u != "" {
 		who = u + " on " + who
 	}
-	k, err := etcd.New(etcd.Config{
+	return etcd.Config{
 		Endpoints: s.endpoints, CA: s.ca, Cert: s.cert, Key: s.key, User: s.user, Password: password, Prefix: s.prefix,
 		RequestTimeout: s.timeout, Keeper: lock.Options{By: who},
-	})
+	}, nil
+}
+
+func (s *semaphoreFlags) connect() (*lock.Keeper, error) {
+	cfg, err := s.config()
+	if err != nil {
+		return nil, err
+	}
+	k, err := etcd.New(cfg)
 	if errors.Is(err, lock.ErrInvalid) {
 		err = &usageError{err}
 	}

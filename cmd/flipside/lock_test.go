@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/flipside-linux/flipside/lock/etcd/etcdtest"
 )
 
@@ -63,6 +65,52 @@ func TestLockAndFleet(t *testing.T) {
 	if out := run(0, "", "--json", "lock", "status"); json.Unmarshal([]byte(out), &doc) != nil || doc.Schema != "flipside.lock-status/v1" || doc.Group != "web" || doc.Holders == nil {
 		t.Errorf("lock status --json printed %s", out)
 	}
+}
+
+// An airlock semaphore is taken over without a moment at which both give out slots.
+func TestFleetImport(t *testing.T) {
+	endpoint, stop, err := etcdtest.StartEmbedded(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	const key = "com.coreos.airlock/groups/web/v1/semaphore"
+	put := func(value string) {
+		t.Helper()
+		if _, err := c.Put(t.Context(), key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(want int, contains string, args ...string) {
+		t.Helper()
+		var out bytes.Buffer
+		a := &app{stdout: &out, stderr: &out}
+		if code := a.run(t.Context(), append(args, "--endpoints", endpoint, "--group", "web")); code != want || !strings.Contains(out.String(), contains) {
+			t.Fatalf("flipside %s ended with %d, want %d and %q; it printed\n%s", strings.Join(args, " "), code, want, contains, &out)
+		}
+	}
+	run(exitNothing, "no semaphore", "fleet", "import")
+	put(`{"total_slots":2,"holders":["n1"],"later":true}`)
+	run(0, "still holds n1", "fleet", "import")
+	resp, err := c.Get(t.Context(), key)
+	if err != nil || string(resp.Kvs[0].Value) != `{"holders":["n1"],"later":true,"total_slots":0}` {
+		t.Errorf("airlock is left with %s, %v", resp.Kvs[0].Value, err)
+	}
+	run(0, "1 of 2 down", "fleet", "status")
+	run(0, "holds a slot", "lock", "acquire", "--host", "n2")
+	run(exitBlocked, "position 1", "lock", "acquire", "--host", "n3")
+	run(0, "still holds n1", "fleet", "import") // again: changes nothing
+	run(0, "2 of 2 down", "fleet", "status")
+	put(`{"total_slots":0,"holders":[]}`) // n1 has given its slot back there
+	run(0, "holds nobody", "fleet", "import")
+	run(0, "holds a slot", "lock", "acquire", "--host", "n3")
+	put(`{"total_slots":"many"}`)
+	run(exitFailed, "total_slots", "fleet", "import")
 }
 
 func TestFleetPolicyCheck(t *testing.T) {
