@@ -3,6 +3,7 @@ package partition
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"syscall"
 	"time"
@@ -72,6 +73,34 @@ func (d *file) ReadMedium(p []byte, off int64) (int, error) {
 
 // OpenDisk opens a disk image or a block device.
 func OpenDisk(path string, opt Options) (*Disk, error) {
+	dev, err := openFile(path, opt)
+	if err != nil {
+		return nil, err
+	}
+	d := NewDisk(dev, opt)
+	d.close = dev.close
+	d.lock = func() (func(), error) { return lockFile(dev.f) }
+	d.claim = func(off, n int64) (func(), error) { return claimRange(dev.f, off, n) }
+	return d, nil
+}
+
+// OpenDevice opens a disk image or a block device without looking for a partition table.
+func OpenDevice(path string, opt Options) (dev Device, closer func() error, err error) {
+	f, err := openFile(path, opt)
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, f.close, nil
+}
+
+func (d *file) close() error {
+	if d.direct != nil {
+		d.direct.Close()
+	}
+	return d.f.Close()
+}
+
+func openFile(path string, opt Options) (*file, error) {
 	mode := os.O_RDWR
 	if opt.ReadOnly {
 		mode = os.O_RDONLY
@@ -81,7 +110,7 @@ func OpenDisk(path string, opt Options) (*Disk, error) {
 		return nil, fmt.Errorf("opening the disk: %w", err)
 	}
 	dev := &file{f: f, sector: opt.SectorSize}
-	fail := func(err error) (*Disk, error) {
+	fail := func(err error) (*file, error) {
 		f.Close()
 		return nil, fmt.Errorf("opening the disk %s: %w", path, err)
 	}
@@ -93,7 +122,7 @@ func OpenDisk(path string, opt Options) (*Disk, error) {
 	if !block && !info.Mode().IsRegular() {
 		return fail(errors.New("it is neither a block device nor a file"))
 	}
-	if dev.size, err = f.Seek(0, 2); err != nil {
+	if dev.size, err = f.Seek(0, io.SeekEnd); err != nil {
 		return fail(err)
 	}
 	if dev.sector == 0 && block {
@@ -110,16 +139,7 @@ func OpenDisk(path string, opt Options) (*Disk, error) {
 	if direct, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0); err == nil {
 		dev.direct = direct
 	}
-	d := NewDisk(dev, opt)
-	d.close = func() error {
-		if dev.direct != nil {
-			dev.direct.Close()
-		}
-		return f.Close()
-	}
-	d.lock = func() (func(), error) { return lockFile(f) }
-	d.claim = func(off, n int64) (func(), error) { return claimRange(f, off, n) }
-	return d, nil
+	return dev, nil
 }
 
 // guessSector looks where a GPT is on an image.
