@@ -23,7 +23,7 @@ type Options struct {
 
 // Short is done in seconds, Long in minutes.
 func Short() Options {
-	return Options{Sectors: []int{512, 4096}, Starts: []Start{Healthy, PrimaryBad, BackupBad}, Paths: []Path{Good, Failed}, All: 5, Random: 10, Kill: 3, Deep: 4, Again: 97, Workers: 2}
+	return Options{Sectors: []int{512, 4096}, Starts: []Start{Healthy, PrimaryBad, BackupBad}, Paths: []Path{Good, Failed}, All: 4, Random: 6, Kill: 5, Deep: 6, Again: 97, Workers: 2}
 }
 
 // Long is the proof.

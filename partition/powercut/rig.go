@@ -78,11 +78,9 @@ func newRig(sector int, start Start) (*rig, error) {
 		return nil, err
 	}
 	r.base = m.Bytes()
-	noise := rand.New(rand.NewPCG(uint64(sector), 1))
+	noise := rand.NewChaCha8([32]byte{byte(sector >> 8)})
 	fill := func(p []byte) []byte {
-		for i := range p {
-			p[i] = byte(noise.Uint32())
-		}
+		noise.Read(p)
 		return bytes.Clone(p)
 	}
 	r.run = fill(r.slot(r.base, slotA))
