@@ -31,6 +31,9 @@ func DefaultTiming() Timing {
 	}
 }
 
+// minGateGap is the least time between two questions to the reboot gates.
+const minGateGap = 250 * time.Millisecond
+
 // codeIgnoredPerPolicy tells the server that the release was put aside, not that it failed here.
 const codeIgnoredPerPolicy = 35
 
@@ -49,6 +52,7 @@ type Core struct {
 	busy         bool // an effect that reports back is under way
 	checkDue     time.Time
 	gatesDue     time.Time
+	gatesAsked   time.Time
 	verdictDue   time.Time
 	deliverDue   time.Time
 	telling      bool
@@ -61,6 +65,12 @@ type Core struct {
 
 // Answers returns what the gates said last, and which gates they were.
 func (c *Core) Answers() (Stage, []reboot.Answer) { return c.answersStage, c.answers }
+
+// Queued reports whether the cluster's semaphore is what keeps the host from rebooting, so that watching it is worth while.
+func (c *Core) Queued() bool {
+	a, stop := reboot.First(c.answers)
+	return stop && c.State.Phase == Armed && c.answersStage == BeforeReboot && a.Gate == (*reboot.Semaphore)(nil).Name() && a.Verdict == reboot.Wait
+}
 
 // NextCheck returns when the server is asked next.
 func (c *Core) NextCheck() time.Time { return c.checkDue }
@@ -117,7 +127,11 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 			s.rebootGates(ev)
 		}
 	case GatesChanged:
-		c.gatesDue = now
+		// At once, but never again and again: a watch that returns without reason must not become a busy loop.
+		c.gatesDue = c.gatesAsked.Add(minGateGap)
+		if c.gatesDue.Before(now) {
+			c.gatesDue = now
+		}
 		s.wake()
 	case Checkpointed:
 		if u := c.State.Update; u != nil && c.State.Phase == Applying {
@@ -348,6 +362,7 @@ func (s *steps) wake() {
 	switch st.Phase {
 	case Armed:
 		if due(c.gatesDue) && st.Verdict == nil {
+			c.gatesAsked = s.now
 			s.begin(AskGates{BeforeReboot, st.Update.Offer})
 			return
 		}

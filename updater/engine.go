@@ -155,6 +155,9 @@ func (e *Engine) Run(ctx context.Context) error {
 				close(ev.done)
 			case Event:
 				effects = e.Core.Step(time.Now(), ev)
+				if _, ok := ev.(GatesAnswered); ok && e.Core.Queued() {
+					e.watchGates(launch) // once for each answer
+				}
 			}
 		}
 		if err := e.perform(ctx, effects, launch, exit); err != nil {
@@ -244,9 +247,6 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 			if err := e.Gates.Leave(ctx, ef.Reason); err != nil {
 				e.Log.Warn("the claim on the semaphore could not be taken back", "error", err)
 			}
-		}
-		if e.Core.State.Phase == Armed {
-			e.watchGates(launch)
 		}
 	}
 	return nil

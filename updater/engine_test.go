@@ -28,6 +28,8 @@ type bench struct {
 	events   []omaha.Event
 	verdicts []Verdict
 	gates    chan struct{} // closed when the semaphore frees
+	asked    int           // times that the reboot gates were asked
+	hasty    bool          // the watch returns at once, without reason
 	sick     string
 }
 
@@ -70,6 +72,11 @@ func (b *bench) Slots(context.Context) ([]SlotStatus, error) { return nil, nil }
 
 func (b *bench) Ask(_ context.Context, stage Stage, _ omaha.Offer) GatesAnswered {
 	a := reboot.Answer{Gate: "semaphore", Verdict: reboot.Go}
+	if stage == BeforeReboot {
+		b.mu.Lock()
+		b.asked++
+		b.mu.Unlock()
+	}
 	if stage == BeforeReboot && b.gates != nil {
 		select {
 		case <-b.gates:
@@ -81,6 +88,9 @@ func (b *bench) Ask(_ context.Context, stage Stage, _ omaha.Offer) GatesAnswered
 }
 
 func (b *bench) Changed(ctx context.Context, _ omaha.Offer) error {
+	if b.hasty {
+		return nil
+	}
 	if b.gates == nil {
 		<-ctx.Done()
 		return ctx.Err()
@@ -218,6 +228,27 @@ func TestEngineWaitsUntilTheStateCanBeSaved(t *testing.T) {
 		pass(time.Hour)
 		if b.applied == 0 {
 			t.Error("it did not go on when the state could be saved again")
+		}
+		cancel()
+		<-ended
+	})
+}
+
+// A watch that has nothing to tell and returns all the same costs a few questions a second, not a processor.
+func TestEngineDoesNotSpin(t *testing.T) {
+	store := Store{filepath.Join(t.TempDir(), "state.json")}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench()
+		b.gates, b.hasty = make(chan struct{}), true
+		e := b.engine(t, store)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- e.Run(ctx) }()
+		pass(8 * time.Minute)
+		before := b.asked
+		pass(time.Minute)
+		if n := b.asked - before; n == 0 || n > 60*5 {
+			t.Errorf("the gates were asked %d times in a minute", n)
 		}
 		cancel()
 		<-ended

@@ -26,6 +26,16 @@ type gatekeeper struct {
 	now       func() time.Time
 }
 
+// lockName is what a host is called in the semaphore: for people by its alias, and for certain by its machine id, because two hosts with the same
+// alias must not share a slot.
+func lockName(alias, machineID string) string {
+	name := alias + "-" + machineID[:min(8, len(machineID))]
+	if alias == "" || lock.CheckHost(name) != nil {
+		return machineID
+	}
+	return name
+}
+
 func (g *gatekeeper) claim(o omaha.Offer) lock.Claim {
 	return lock.Claim{
 		Group: g.group, Host: g.host, BootID: g.bootID, From: g.version, To: o.Version,

@@ -87,10 +87,6 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 	if err := in.locate(os.DirFS("/")); err != nil {
 		return nil, nil, errors.Join(err, closer())
 	}
-	name := machineID
-	if c.Host.Alias != "" {
-		name = c.Host.Alias
-	}
 	e := &updater.Engine{
 		Core: &updater.Core{
 			State: state, Rand: rand.Float64,
@@ -103,7 +99,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 		Installer: in,
 		Gates: &gatekeeper{
 			download: []reboot.Gate{pauseGate{c.PauseFile()}}, local: []reboot.Gate{pauseGate{c.PauseFile()}, strategyGate{c.Reboot.Strategy}, window},
-			pin: c.Update.Pin, semaphore: sem, group: c.Lock.Group, host: name, bootID: bootID, version: version,
+			pin: c.Update.Pin, semaphore: sem, group: c.Lock.Group, host: lockName(c.Host.Alias, machineID), bootID: bootID, version: version,
 			timeout: time.Duration(c.Lock.Timeout), now: time.Now,
 		},
 		Health:   judge(c.Health),
