@@ -101,7 +101,9 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 	}
 	if _, halted := s.Halts[c.To]; halted {
 		if v.Own != nil {
-			if err := k.change(ctx, c.Group, "", c.Host, func(st *step) error { st.remove = append(st.remove, c.Host); return nil }); err != nil {
+			// All who wait for the version leave at once: none of them may read the whole queue to do so.
+			leave := func(st *step) error { st.remove = append(st.remove, c.Host); return nil }
+			if _, _, err := k.changed(ctx, c.Group, "", c.Host, false, leave); err != nil {
 				return Standing{}, err
 			}
 		}
