@@ -31,7 +31,8 @@ func TestMemoryIsBoundedBeforeAnybodyIsBelieved(t *testing.T) {
 	if !errors.Is(err, ErrMalformed) {
 		t.Errorf("error = %v, want ErrMalformed", err)
 	}
-	if got := after.TotalAlloc - before.TotalAlloc; got > 256<<20 {
+	// Reading it costs a few times its size, because a buffer grows; parsing it would have cost a hundred times.
+	if got := after.TotalAlloc - before.TotalAlloc; got > 10*uint64(len(manifest)) {
 		t.Errorf("%d MiB were allocated for a manifest of %d MiB", got>>20, len(manifest)>>20)
 	}
 }
