@@ -42,6 +42,7 @@ func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
 		}
 	}()
 	defer func() { stop(); <-served }()
+	go notify(serving, e)
 	log.Info("flipsided runs", "phase", e.Core.State.Phase, "socket", c.Socket())
 	return e.Run(ctx)
 }

@@ -523,3 +523,22 @@ func TestAnUnreadableStateIsPutAside(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestTheServiceManagerIsTold(t *testing.T) {
+	r := newRig(t)
+	slot, _ := r.boot()
+	path := filepath.Join(r.dir, "notify.sock")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	r.run(slot, settled)
+	b := make([]byte, 4096)
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	n, err := c.Read(b)
+	if err != nil || !strings.HasPrefix(string(b[:n]), "READY=1") {
+		t.Errorf("told %q, %v", b[:n], err)
+	}
+}
