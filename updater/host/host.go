@@ -41,8 +41,9 @@ func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
 			log.Error("the control socket is gone", "error", err)
 		}
 	}()
-	defer func() { stop(); <-served }()
-	go notify(serving, e)
+	told := make(chan struct{})
+	go func() { defer close(told); notify(serving, e) }()
+	defer func() { stop(); <-served; <-told }()
 	log.Info("flipsided runs", "phase", e.Core.State.Phase, "socket", c.Socket())
 	return e.Run(ctx)
 }
