@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flipside-linux/flipside/omaha"
 	releases "github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/bootsim"
@@ -400,9 +402,15 @@ func TestHostWithoutKeysTakesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	slot, _ := r.boot()
-	st, _ := r.run(slot, func(st updater.Status) bool { return settled(st) && st.LastError != "" })
+	st, _ := r.run(slot, func(st updater.Status) bool { return st.LastError != "" })
 	if !strings.Contains(st.Why, "no key is pinned") {
 		t.Errorf("why = %q", st.Why)
+	}
+	if len(st.Quarantine) > 0 {
+		t.Error("the release is quarantined, and it is this host that lacks a key")
+	}
+	if b := r.read("USR-B"); !bytes.Equal(b, make([]byte, imageSize)) {
+		t.Error("something was written")
 	}
 }
 
@@ -540,5 +548,38 @@ func TestTheServiceManagerIsTold(t *testing.T) {
 	n, err := c.Read(b)
 	if err != nil || !strings.HasPrefix(string(b[:n]), "READY=1") {
 		t.Errorf("told %q, %v", b[:n], err)
+	}
+}
+
+// A mirror that serves something else costs its own turn, not the release.
+func TestHostTakesTheNextMirror(t *testing.T) {
+	r := newRig(t)
+	good := r.payload("2.0.0", r.image("2.0.0"), r.key)
+	bad := bytes.Clone(good)
+	bad[len(bad)/2] ^= 1
+	var urls []string
+	for _, data := range [][]byte{bad, good} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(data))
+		}))
+		t.Cleanup(s.Close)
+		urls = append(urls, s.URL+"/2.0.0.payload")
+	}
+	slot, _ := r.boot()
+	h, err := omaha.NewHTTP(omaha.HTTPOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &installer{conf: r.config(slot), http: h, log: slog.New(slog.DiscardHandler)}
+	if err := in.locate(os.DirFS("/")); err != nil {
+		t.Fatal(err)
+	}
+	u := updater.Update{Offer: omaha.Offer{Version: "2.0.0", Size: int64(len(good)), SHA256: sha256.Sum256(good), URLs: urls}, FromSlot: "USR-A", ToSlot: "USR-B"}
+	if err := in.Apply(t.Context(), u, func(json.RawMessage) {}, func(updater.Progress) {}); err != nil {
+		t.Fatal(err)
+	}
+	in.forget()
+	if !bytes.Equal(r.read("USR-B"), r.image("2.0.0")) {
+		t.Error("USR-B does not hold the release")
 	}
 }

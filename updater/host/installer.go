@@ -162,29 +162,44 @@ func (in *installer) slotPartition(p *payload.Payload) (payload.Partition, error
 
 func (in *installer) Apply(ctx context.Context, u updater.Update, checkpoint func(json.RawMessage), progress func(updater.Progress)) error {
 	in.forget()
-	err := in.apply(ctx, u, checkpoint, progress)
-	if err == nil {
-		return nil
+	offer := u.Offer
+	src := omaha.NewDownload(in.http, &offer, omaha.DownloadOptions{AllowPlainHTTP: in.conf.Update.HTTP})
+	var err error
+	for n := 1; ; n++ {
+		if err = in.apply(ctx, u, src, checkpoint, progress); err == nil {
+			return nil
+		}
+		if n >= len(offer.URLs) || !badContent(err) || ctx.Err() != nil {
+			break
+		}
+		// One mirror that serves something else says nothing about the release.
+		in.log.Warn("what an address serves is not the release; trying the next one", "error", err)
+		src.NextURL()
+		u.Checkpoint = nil
 	}
 	ae := &updater.ApplyError{Err: err, Code: payload.OmahaCode(err)}
 	// What the network or this machine did may be different the next time; what a payload is will not.
-	ae.Transient = errors.Is(err, payload.ErrSource) || errors.Is(err, payload.ErrTarget) || errors.Is(err, errDisk) || ctx.Err() != nil
+	ae.Transient = errors.Is(err, payload.ErrSource) || errors.Is(err, payload.ErrTarget) || errors.Is(err, errDisk) || errors.Is(err, payload.ErrNoKey) || ctx.Err() != nil
 	if errors.Is(err, partition.ErrMismatch) {
 		ae.Code = 15
 	}
 	return ae
 }
 
+// badContent reports whether an error may be that of the address and not of the release.
+func badContent(err error) bool {
+	return errors.Is(err, payload.ErrHash) || errors.Is(err, payload.ErrMalformed) || errors.Is(err, payload.ErrSignature) || errors.Is(err, payload.ErrUnsigned)
+}
+
 // errDisk marks errors of the slot itself.
 var errDisk = errors.New("the slot cannot be used")
 
-func (in *installer) apply(ctx context.Context, u updater.Update, checkpoint func(json.RawMessage), progress func(updater.Progress)) (err error) {
+func (in *installer) apply(ctx context.Context, u updater.Update, src payload.Source, checkpoint func(json.RawMessage), progress func(updater.Progress)) (err error) {
 	keys, err := payload.LoadKeys(in.conf.Update.Keys...)
 	if err != nil {
 		return err
 	}
 	offer := u.Offer
-	src := omaha.NewDownload(in.http, &offer, omaha.DownloadOptions{AllowPlainHTTP: in.conf.Update.HTTP})
 	// Everything that can be known to be wrong is found before the slot is touched: until then it stays a slot to go back to.
 	p, err := payload.Open(ctx, src, payload.Options{Keys: keys, MetadataSignature: offer.MetadataSignature})
 	if err != nil {
