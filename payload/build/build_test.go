@@ -1,0 +1,145 @@
+package build_test
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/payload/build"
+)
+
+func newKey(t testing.TB) *rsa.PrivateKey {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func full(t *testing.T, s build.Spec) ([]byte, build.Result) {
+	t.Helper()
+	s.TempDir = t.TempDir()
+	var b bytes.Buffer
+	res, err := build.Full(t.Context(), &b, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Size != int64(b.Len()) || res.SHA256 != sha256.Sum256(b.Bytes()) {
+		t.Errorf("the result %+v is not that of the file", res)
+	}
+	return b.Bytes(), res
+}
+
+func image(size int) build.Image {
+	data := bytes.Repeat([]byte("a line of text that comes again\n"), size/32)
+	clear(data[size/2:])
+	return build.Image{Name: "usr", Data: bytes.NewReader(data), Size: int64(size)}
+}
+
+func TestSameInputSameBytes(t *testing.T) {
+	key := newKey(t)
+	for _, how := range []build.Compression{build.Zstd, build.XZ, build.Bzip2, build.None} {
+		spec := build.Spec{Images: []build.Image{image(5 << 20)}, Compression: how, Keys: []crypto.Signer{key}, MaxTimestamp: 7}
+		spec.Workers = 1
+		one, _ := full(t, spec)
+		spec.Workers = 4
+		two, _ := full(t, spec)
+		if !bytes.Equal(one, two) {
+			t.Errorf("%s: one worker and four make different payloads", how)
+		}
+	}
+}
+
+// What is made is what is read: partitions, sizes, hashes, timestamp, metadata size, and chunks of zeros that cost nothing.
+func TestWhatIsMadeIsWhatIsRead(t *testing.T) {
+	key := newKey(t)
+	img := image(4 << 20)
+	kernel := image(1 << 20)
+	kernel.Name = "kernel"
+	data, res := full(t, build.Spec{Images: []build.Image{img, kernel}, Keys: []crypto.Signer{key}, MaxTimestamp: 7})
+	p, err := payload.Inspect(t.Context(), source(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Partitions) != 2 || p.Partitions[1].Name != "kernel" || p.MaxTimestamp != 7 || p.MetadataSize != res.MetadataSize || p.Major != 2 || p.Delta() {
+		t.Errorf("read back: %+v", p)
+	}
+	if n := p.Partitions[0].Counts()["ZERO"]; n != 2 {
+		t.Errorf("%d chunks of zeros, want 2", n)
+	}
+	var want bytes.Buffer
+	io.Copy(&want, io.NewSectionReader(img.Data, 0, img.Size))
+	if p.Partitions[0].SHA256 != sha256.Sum256(want.Bytes()) {
+		t.Error("the manifest names another image")
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	key := newKey(t)
+	for _, tt := range []struct {
+		name string
+		spec build.Spec
+		want string
+	}{
+		{"no key", build.Spec{Images: []build.Image{image(4096)}}, "no key given"},
+		{"no image", build.Spec{Keys: []crypto.Signer{key}}, "no image"},
+		{"not whole blocks", build.Spec{Images: []build.Image{{Name: "usr", Data: bytes.NewReader(make([]byte, 100)), Size: 100}}, Keys: []crypto.Signer{key}}, "multiple of 4096"},
+		{"empty", build.Spec{Images: []build.Image{{Name: "usr", Data: bytes.NewReader(nil)}}, Keys: []crypto.Signer{key}}, "multiple of 4096"},
+		{"unknown compression", build.Spec{Images: []build.Image{image(4096)}, Compression: "rar", Keys: []crypto.Signer{key}}, `"rar"`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := build.Full(t.Context(), io.Discard, tt.spec); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error = %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := build.Full(ctx, io.Discard, build.Spec{Images: []build.Image{image(8 << 20)}, Keys: []crypto.Signer{key}}); err == nil {
+		t.Error("a cancelled build succeeded")
+	}
+}
+
+type source []byte
+
+func (s source) Size() int64 { return int64(len(s)) }
+func (s source) Open(_ context.Context, off int64) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(s[off:])), nil
+}
+
+func ExampleFull() {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		panic(err)
+	}
+	usr := bytes.NewReader(make([]byte, 1<<20))
+	var out bytes.Buffer
+	if _, err := build.Full(context.Background(), &out, build.Spec{
+		Images: []build.Image{{Name: "usr", Data: usr, Size: usr.Size()}},
+		Keys:   []crypto.Signer{key},
+	}); err != nil {
+		panic(err)
+	}
+
+	keys := &payload.Keyring{}
+	if err := keys.Add(key.Public()); err != nil {
+		panic(err)
+	}
+	p, err := payload.Open(context.Background(), source(out.Bytes()), payload.Options{Keys: keys})
+	if err != nil {
+		panic(err)
+	}
+	for _, part := range p.Partitions {
+		fmt.Println(part.Name, part.Size, part.Counts())
+	}
+	// Output: usr 1048576 map[ZERO:1]
+}
