@@ -96,7 +96,10 @@ func (v *Status) why(now time.Time) string {
 	}
 	switch v.Phase {
 	case Applying:
-		if errored && !v.NextCheck.IsZero() {
+		if errored && v.NextCheck.IsZero() {
+			return v.LastError + "; being tried again"
+		}
+		if errored {
 			return fmt.Sprintf("%s; tried again in %s", v.LastError, until(now, v.NextCheck))
 		}
 		if p := v.Progress; p != nil && p.Total > 0 {

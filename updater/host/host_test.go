@@ -403,8 +403,8 @@ func TestHostWithoutKeysTakesNothing(t *testing.T) {
 	}
 	slot, _ := r.boot()
 	st, _ := r.run(slot, func(st updater.Status) bool { return st.LastError != "" })
-	if !strings.Contains(st.Why, "no key is pinned") {
-		t.Errorf("why = %q", st.Why)
+	if !strings.Contains(st.LastError, "no key is pinned") {
+		t.Errorf("last error = %q", st.LastError)
 	}
 	if len(st.Quarantine) > 0 {
 		t.Error("the release is quarantined, and it is this host that lacks a key")
