@@ -37,8 +37,8 @@ the disk images is not as it should be.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Flipsided, "flipsided", "", "the daemon to run (default: beside this program, or in PATH)")
-	f.StringVar(&o.Dir, "dir", "", "work in this directory instead of a temporary one")
-	f.BoolVar(&o.Keep, "keep", false, "leave the directory behind, with disk images and logs")
+	f.StringVar(&o.Dir, "dir", "", "work in this new or empty directory, and keep it")
+	f.BoolVar(&o.Keep, "keep", false, "leave the temporary directory behind, with disk images and logs")
 	return cmd
 }
 

@@ -144,7 +144,7 @@ func (in *installer) Slots(context.Context) ([]updater.SlotStatus, error) {
 	return list, nil
 }
 
-// slotTarget picks the partition of a payload that goes to the slot.
+// slotPartition picks the partition of a payload that goes to the slot.
 func (in *installer) slotPartition(p *payload.Payload) (payload.Partition, error) {
 	var names []string
 	for _, q := range p.Partitions {

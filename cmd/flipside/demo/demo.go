@@ -30,8 +30,8 @@ import (
 // Options say how the demo runs.
 type Options struct {
 	Flipsided string    // path of the daemon's binary
-	Dir       string    // where it works; empty: a new temporary directory
-	Keep      bool      // leave the directory behind
+	Dir       string    // where it works, new or empty, and never removed; "" is a new temporary directory
+	Keep      bool      // leave the temporary directory behind
 	Out       io.Writer // where the story goes
 }
 
@@ -48,11 +48,11 @@ func Run(ctx context.Context, o Options) (err error) {
 		if dir, err = os.MkdirTemp("", "flipside-demo-"); err != nil {
 			return err
 		}
-	} else if err := os.MkdirAll(dir, 0o755); err != nil {
+		if !o.Keep {
+			defer os.RemoveAll(dir)
+		}
+	} else if err := claimDir(dir); err != nil {
 		return err
-	}
-	if !o.Keep {
-		defer os.RemoveAll(dir)
 	}
 	d := &show{screen: sc, dir: dir}
 	if err := d.build(ctx, o.Flipsided); err != nil {
@@ -74,8 +74,23 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := d.judge(ctx); err != nil {
 		return err
 	}
-	if o.Keep {
+	if o.Keep || o.Dir != "" {
 		sc.print("\nEverything is kept in " + dir)
+	}
+	return nil
+}
+
+// claimDir makes a directory that somebody named, or makes sure that it is empty: what is in it is not the demo's to touch.
+func claimDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("%s is not empty; the demo works only in a new or empty directory", dir)
 	}
 	return nil
 }
