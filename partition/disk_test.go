@@ -685,7 +685,12 @@ func FuzzTable(f *testing.F) {
 				t.Fatalf("slot outside the disk: %+v", s)
 			}
 		}
-		if _, err := d.Repair(); err != nil {
+		_, refused := d.Damage()
+		_, err = d.Repair()
+		if (refused == nil) != (err == nil) {
+			t.Fatalf("Damage says of the repair: %v; the repair: %v", refused, err)
+		}
+		if err != nil {
 			if !bytes.Equal(m.Bytes(), image) {
 				t.Fatalf("a repair that was refused wrote: %v", err)
 			}

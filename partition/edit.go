@@ -3,6 +3,7 @@ package partition
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 )
 
@@ -33,7 +34,7 @@ func (d *Disk) edit(change func(*table, []Slot) error) error {
 	}
 	// Primary entries, primary header, backup entries, backup header, a flush after each: every prefix boots on every firmware.
 	for _, t := range []*table{ts.primary, ts.backup} {
-		if err := d.writeCopy(t, array[:len(good.entries)]); err != nil {
+		if err := d.writeCopy(writesOf(t, array[:len(good.entries)])); err != nil {
 			return fmt.Errorf("writing the partition table: %w", err)
 		}
 	}
@@ -100,18 +101,28 @@ func (d *Disk) Repair() (what string, err error) {
 	return what, nil
 }
 
-// Damage says what Repair would do, and changes nothing.
+// Damage says what Repair would do, or why it would refuse, and changes nothing.
 func (d *Disk) Damage() (what string, err error) {
 	ts := readTables(d.dev)
-	if _, err := ts.truth(); err != nil || ts.healthy() {
+	good, err := ts.truth()
+	if err != nil || ts.healthy() {
 		return "", err
 	}
-	return describe(ts), nil
+	what = describe(ts)
+	if _, err := d.repairs(ts, good); err != nil {
+		return "", fmt.Errorf("repairing the partition table (%s): %w", what, err)
+	}
+	return what, nil
 }
 
-// writeCopy writes the sectors of one copy that change: of its entries, then its header, each followed by a flush and read back from
-// the medium.
-func (d *Disk) writeCopy(t *table, entries []byte) error {
+// write is bytes and where they go on the disk.
+type write struct {
+	data []byte
+	off  int64
+}
+
+// writesOf are the sectors of one copy that change: of its entries, then its header.
+func writesOf(t *table, entries []byte) []write {
 	ss := len(t.header)
 	array := bytes.Clone(t.array)
 	copy(array, entries)
@@ -124,13 +135,16 @@ func (d *Disk) writeCopy(t *table, entries []byte) error {
 	for last > first && bytes.Equal(array[last-ss:last], t.array[last-ss:last]) {
 		last -= ss
 	}
-	for _, w := range []struct {
-		data []byte
-		off  int64
-	}{{array[first:last], t.entryOff + int64(first)}, {header, t.headerOff}} {
-		if len(w.data) == 0 {
-			continue
-		}
+	writes := []write{{array[first:last], t.entryOff + int64(first)}, {header, t.headerOff}}
+	if first == last {
+		return writes[1:]
+	}
+	return writes
+}
+
+// writeCopy makes writes, each followed by a flush and read back from the medium.
+func (d *Disk) writeCopy(writes []write) error {
+	for _, w := range writes {
 		if err := d.writeAt(w.data, w.off); err != nil {
 			return err
 		}
@@ -148,8 +162,40 @@ func (d *Disk) writeCopy(t *table, entries []byte) error {
 	return nil
 }
 
-// repair rewrites the copy that is bad, or the backup if both are valid and differ. The good copy is not touched.
+// preview is a disk as it will be after writes that were not made yet.
+type preview struct {
+	Device
+	writes []write
+}
+
+// ReadMedium reads what is on the medium, and over it what is to be written. Sectors that are to be written need not be readable.
+func (p preview) ReadMedium(b []byte, off int64) (int, error) {
+	for _, w := range p.writes {
+		if off >= w.off && off+int64(len(b)) <= w.off+int64(len(w.data)) {
+			return copy(b, w.data[off-w.off:]), nil
+		}
+	}
+	n, err := readMedium(p.Device, b, off)
+	for _, w := range p.writes {
+		if from, to := max(off, w.off), min(off+int64(n), w.off+int64(len(w.data))); from < to {
+			copy(b[from-off:to-off], w.data[from-w.off:])
+		}
+	}
+	return n, err
+}
+
+// repair rewrites the copy that is bad, or the backup if both are valid and differ. The good copy is not touched, and nothing is written unless
+// the whole table will be healthy.
 func (d *Disk) repair(ts tables, good *table) error {
+	writes, err := d.repairs(ts, good)
+	if err != nil {
+		return err
+	}
+	return d.writeCopy(writes)
+}
+
+// repairs are the writes that make a bad copy from the good one, and the whole table healthy.
+func (d *Disk) repairs(ts tables, good *table) ([]write, error) {
 	ss := uint64(len(good.header))
 	sectors := uint64(len(good.array)) / ss
 	var header, entries uint64
@@ -167,7 +213,7 @@ func (d *Disk) repair(ts tables, good *table) error {
 	}
 	end := uint64(d.dev.Size()) / ss
 	if header < 1 || header >= end || entries < 2 || entries >= end || entries+sectors > end {
-		return fmt.Errorf("the other copy would be at sector %d, outside the disk of %d sectors", header, end)
+		return nil, fmt.Errorf("the other copy would be at sector %d, outside the disk of %d sectors", header, end)
 	}
 	place := []extent{{header, header}, {entries, entries + sectors - 1}}
 	taken := []extent{{uint64(good.headerOff) / ss, uint64(good.headerOff) / ss}, {uint64(good.entryOff) / ss, uint64(good.entryOff)/ss + sectors - 1}, {good.u64(40), good.u64(48)}}
@@ -177,7 +223,7 @@ func (d *Disk) repair(ts tables, good *table) error {
 	for _, p := range place {
 		for _, q := range taken {
 			if p.overlaps(q) {
-				return fmt.Errorf("the other copy would be at sectors %d to %d, where something else is", p.first, p.last)
+				return nil, fmt.Errorf("the other copy would be at sectors %d to %d, where something else is", p.first, p.last)
 			}
 		}
 	}
@@ -192,5 +238,13 @@ func (d *Disk) repair(ts tables, good *table) error {
 	binary.LittleEndian.PutUint64(bad.header[24:], header)
 	binary.LittleEndian.PutUint64(bad.header[32:], uint64(good.headerOff)/ss)
 	binary.LittleEndian.PutUint64(bad.header[72:], entries)
-	return d.writeCopy(bad, good.entries)
+	writes := writesOf(bad, good.entries)
+	after := readTables(preview{d.dev, writes})
+	if err := errors.Join(after.primary.err, after.backup.err); err != nil {
+		return nil, fmt.Errorf("it would be damaged after the repair, so nothing was written: %w", err)
+	}
+	if !after.healthy() {
+		return nil, errors.New("the copies would differ after the repair, so nothing was written: the good one says that the other is somewhere else")
+	}
+	return writes, nil
 }
