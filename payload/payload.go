@@ -8,6 +8,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"path/filepath"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -48,8 +50,15 @@ type Partition struct {
 	SHA256    [32]byte // of the image
 	OldSize   int64    // of the image that a delta starts from; 0 in a full payload
 	OldSHA256 [32]byte
-	ops       []operation
+	// PostInstall is the path, inside the image, of a program to run from it before it is made bootable; "" if there is none. Major 1 does not
+	// say; there it is PostInstallDefault by convention.
+	PostInstall         string
+	PostInstallOptional bool // its failure is no reason not to go on
+	ops                 []operation
 }
+
+// PostInstallDefault is the program's path where a payload does not name it.
+const PostInstallDefault = "postinst"
 
 // Operations returns how many operations make the image.
 func (p Partition) Operations() int { return len(p.ops) }
@@ -228,6 +237,15 @@ func (p *Payload) readV2(data []byte) error {
 		part, err := newPartition(name, mp.OldPartitionInfo, mp.NewPartitionInfo)
 		if err != nil {
 			return err
+		}
+		if mp.GetRunPostinstall() {
+			part.PostInstall, part.PostInstallOptional = mp.GetPostinstallPath(), mp.GetPostinstallOptional()
+			if mp.PostinstallPath == nil {
+				part.PostInstall = PostInstallDefault
+			}
+			if !filepath.IsLocal(part.PostInstall) || strings.ContainsRune(part.PostInstall, 0) || len(part.PostInstall) > 4096 {
+				return malformed("the post-install program of partition %q is at %q, which is not a path inside the image", name, part.PostInstall)
+			}
 		}
 		part.ops, err = p.operations(name, part.Size, mp.Operations, &p.sigOff)
 		if err != nil {

@@ -9,9 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/partition/atomicfile"
 )
 
 // Phase is where an update stands.
@@ -122,17 +121,8 @@ func (s Store) Save(st State) error {
 	if err != nil {
 		return fmt.Errorf("encoding the state: %w", err)
 	}
-	dir := filepath.Dir(s.Path)
-	if err := renameio.WriteFile(s.Path, append(data, '\n'), 0o600, renameio.WithTempDir(dir)); err != nil {
+	if err := atomicfile.Write(atomicfile.OS(filepath.Dir(s.Path)), filepath.Base(s.Path), append(data, '\n')); err != nil {
 		return fmt.Errorf("saving the state: %w", err)
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("saving the state: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("saving the state: flushing %s: %w", dir, err)
 	}
 	return nil
 }

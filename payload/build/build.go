@@ -18,6 +18,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 
@@ -46,6 +47,8 @@ type Image struct {
 	Name string // such as usr
 	Data io.ReaderAt
 	Size int64 // bytes, a multiple of 4096
+	// PostInstall is the path of a program in the image's file system that a host runs before it makes the image bootable; "" for none.
+	PostInstall string
 }
 
 // Spec says what a payload is made of.
@@ -131,6 +134,12 @@ func (b *builder) image(img Image) (*metadata.PartitionUpdate, error) {
 		workers = runtime.GOMAXPROCS(0)
 	}
 	part := &metadata.PartitionUpdate{PartitionName: proto.String(img.Name)}
+	if img.PostInstall != "" {
+		if !filepath.IsLocal(img.PostInstall) {
+			return nil, fmt.Errorf("the post-install program %q is not a path inside the image", img.PostInstall)
+		}
+		part.RunPostinstall, part.PostinstallPath = proto.Bool(true), proto.String(img.PostInstall)
+	}
 	whole := sha256.New()
 	chunks := (img.Size + chunkSize - 1) / chunkSize
 	free := make(chan *encoder, workers)

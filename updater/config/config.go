@@ -57,6 +57,10 @@ type Slots struct {
 	Running string `toml:"running"` // label of the running slot, or "auto": found by what is mounted
 	Type    string `toml:"type"`    // partition type GUID of the slots
 	Tries   uint8  `toml:"tries"`   // boots that a new slot gets to prove itself, 1 to 3
+	Kernels string `toml:"kernels"` // directory on the boot partition of vmlinuz-a and vmlinuz-b, for payloads that bring a kernel
+
+	PostInstall        string   `toml:"post_install"`         // "auto": the program that the release brings is run if it asks for that; "off": never
+	PostInstallTimeout Duration `toml:"post_install_timeout"` // for it
 }
 
 // Reboot says when and how the host reboots.
@@ -145,7 +149,7 @@ func Default() Config {
 			Keys:       []string{"/usr/share/flipside/keys.d", "/etc/flipside/keys.d"},
 			FirstCheck: Duration(7 * time.Minute), Interval: Duration(45 * time.Minute), Retry: Duration(time.Minute), Quarantine: Duration(24 * time.Hour),
 		},
-		Slots:  Slots{Disk: "auto", Running: "auto", Type: "5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6", Tries: 1},
+		Slots:  Slots{Disk: "auto", Running: "auto", Type: "5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6", Tries: 1, Kernels: "/boot/flatcar", PostInstall: "auto", PostInstallTimeout: Duration(10 * time.Minute)},
 		Reboot: Reboot{Strategy: "reboot", Method: "logind", GateRetry: Duration(time.Minute)},
 		Lock:   Lock{Group: "default", Timeout: Duration(10 * time.Second)},
 		Health: Health{Dir: "/etc/flipside/health.d", Timeout: Duration(time.Minute), Soak: Duration(30 * time.Second)},
@@ -229,6 +233,14 @@ func (c *Config) check() error {
 	}
 	if c.Slots.Tries < 1 || c.Slots.Tries > 3 {
 		add("slots.tries is %d, want 1 to 3: GRUB stops in its menu when more tries fail in one power-on", c.Slots.Tries)
+	}
+	switch c.Slots.PostInstall {
+	case "auto", "off":
+	default:
+		add("slots.post_install %q is not one of auto, off", c.Slots.PostInstall)
+	}
+	if c.Slots.PostInstallTimeout <= 0 {
+		add("slots.post_install_timeout must be more than zero")
 	}
 	switch c.Reboot.Strategy {
 	case "reboot", "off":

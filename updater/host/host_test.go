@@ -43,16 +43,17 @@ const (
 
 // rig is one host on a real disk image, with a real release server.
 type rig struct {
-	t      *testing.T
-	dir    string
-	disk   string
-	slots  map[string]int64 // where each begins
-	key    crypto.Signer
-	server *releases.Server
-	http   *httptest.Server
-	conf   string // further lines of configuration
-	images map[string][]byte
-	wrap   func(http.Handler) http.Handler
+	t         *testing.T
+	dir       string
+	disk      string
+	slots     map[string]int64 // where each begins
+	key       crypto.Signer
+	server    *releases.Server
+	http      *httptest.Server
+	conf      string // further lines of configuration
+	slotsConf string // and of its slots
+	images    map[string][]byte
+	wrap      func(http.Handler) http.Handler
 
 	lastConfig string // what config parsed last
 }
@@ -201,7 +202,7 @@ retry = "20ms"
 [slots]
 disk = %q
 running = %q
-[reboot]
+%s[reboot]
 method = "exit"
 [health]
 dir = ""
@@ -213,7 +214,7 @@ boot_id = %q
 [paths]
 state = %q
 run = %q
-`, r.http.URL+"/v1/update/", r.dir+"/release.pem", r.disk, running, r.dir+"/os-release", r.dir+"/machine-id", r.dir+"/boot_id", r.dir+"/state", r.dir+"/run")
+`, r.http.URL+"/v1/update/", r.dir+"/release.pem", r.disk, running, r.slotsConf, r.dir+"/os-release", r.dir+"/machine-id", r.dir+"/boot_id", r.dir+"/state", r.dir+"/run")
 	r.lastConfig = text + r.conf
 	c, err := config.Parse("test.toml", []byte(r.lastConfig))
 	if err != nil {

@@ -16,11 +16,14 @@ import (
 
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/partition"
+	"github.com/flipside-linux/flipside/partition/atomicfile"
 	"github.com/flipside-linux/flipside/partition/bootsim"
+	"github.com/flipside-linux/flipside/partition/install"
 	"github.com/flipside-linux/flipside/partition/mounted"
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/postinstall"
 )
 
 // installer is the disk as the engine uses it. The disk is opened for each job and not kept open.
@@ -33,10 +36,10 @@ type installer struct {
 	bootID  string
 	version string
 
-	mu       sync.Mutex
-	disk     *partition.Disk // stays open while a proof for it is kept
-	verified *partition.Verified
-	proofOf  [32]byte // payload that the proof is of
+	mu      sync.Mutex
+	disk    *partition.Disk // stays open while a proof for it is kept
+	ready   install.Ready
+	proofOf [32]byte // payload that the proof is of
 }
 
 // open opens the disk. The caller closes it.
@@ -144,22 +147,6 @@ func (in *installer) Slots(context.Context) ([]updater.SlotStatus, error) {
 	return list, nil
 }
 
-// slotPartition picks the partition of a payload that goes to the slot.
-func (in *installer) slotPartition(p *payload.Payload) (payload.Partition, error) {
-	var names []string
-	for _, q := range p.Partitions {
-		names = append(names, q.Name)
-		if q.Name == in.conf.Update.Partition || (in.conf.Update.Partition == "" && len(p.Partitions) == 1) {
-			return q, nil
-		}
-	}
-	want := in.conf.Update.Partition
-	if want == "" {
-		want = "(update.partition is not set)"
-	}
-	return payload.Partition{}, fmt.Errorf("%w: it holds %s, and the slot wants %s", payload.ErrUnsupported, strings.Join(names, ", "), want)
-}
-
 func (in *installer) Apply(ctx context.Context, u updater.Update, checkpoint func(json.RawMessage), progress func(updater.Progress)) error {
 	in.forget()
 	offer := u.Offer
@@ -169,6 +156,13 @@ func (in *installer) Apply(ctx context.Context, u updater.Update, checkpoint fun
 		if err = in.apply(ctx, u, src, checkpoint, progress); err == nil {
 			return nil
 		}
+		if mismatch(err) && len(u.Checkpoint) > 0 && ctx.Err() == nil {
+			// What an earlier run had written is not what is there now: that says nothing about the release either.
+			in.log.Warn("what an earlier run had written has changed since; the download begins anew", "error", err)
+			u.Checkpoint = nil
+			n--
+			continue
+		}
 		if n >= len(offer.URLs) || !badContent(err) || ctx.Err() != nil {
 			break
 		}
@@ -177,13 +171,34 @@ func (in *installer) Apply(ctx context.Context, u updater.Update, checkpoint fun
 		src.NextURL()
 		u.Checkpoint = nil
 	}
-	ae := &updater.ApplyError{Err: err, Code: payload.OmahaCode(err)}
-	// What the network or this machine did may be different the next time; what a payload is will not.
-	ae.Transient = errors.Is(err, payload.ErrSource) || errors.Is(err, payload.ErrTarget) || errors.Is(err, errDisk) || errors.Is(err, payload.ErrNoKey) || ctx.Err() != nil
-	if errors.Is(err, partition.ErrMismatch) {
+	ae := &updater.ApplyError{Err: err, Code: payload.OmahaCode(err), Transient: transient(ctx, err)}
+	switch {
+	case errors.Is(err, partition.ErrMismatch):
 		ae.Code = 15
+	case errors.Is(err, atomicfile.ErrMismatch):
+		ae.Code = 16
+	case errors.Is(err, postinstall.ErrFailed), errors.Is(err, postinstall.ErrTimeout):
+		ae.Code = 5
+	case errors.Is(err, postinstall.ErrTemporary):
+		ae.Code = 5
 	}
 	return ae
+}
+
+// mismatch reports whether the slot, or a file that belongs to it, does not hold what it should.
+func mismatch(err error) bool {
+	return errors.Is(err, partition.ErrMismatch) || errors.Is(err, atomicfile.ErrMismatch)
+}
+
+// transient reports whether the same payload may be tried again: what the network or this machine did may be different the next time; what a payload
+// is will not.
+func transient(ctx context.Context, err error) bool {
+	for _, e := range []error{payload.ErrSource, payload.ErrTarget, errDisk, payload.ErrNoKey, postinstall.ErrTemporary} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return ctx.Err() != nil
 }
 
 // badContent reports whether an error may be that of the address and not of the release.
@@ -205,7 +220,7 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 	if err != nil {
 		return err
 	}
-	part, err := in.slotPartition(p)
+	c, err := in.contents(p)
 	if err != nil {
 		return err
 	}
@@ -228,12 +243,30 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 	if err != nil {
 		return fmt.Errorf("%w: %w", errDisk, err)
 	}
-	if part.Size > slot.Size {
-		return fmt.Errorf("%w: the image has %d bytes, slot %s has %d", payload.ErrSize, part.Size, slot.Label, slot.Size)
+	if c.slot.Size > slot.Size {
+		return fmt.Errorf("%w: the image has %d bytes, slot %s has %d", payload.ErrSize, c.slot.Size, slot.Label, slot.Size)
 	}
-	target, err := d.Begin(run, u.ToSlot)
+	meter := newMeter(progress)
+	tx, err := install.Begin(d, run, u.ToSlot, install.Options{Files: c.files, PostInstall: in.postInstall(c, offer.Version, meter)})
 	if err != nil {
 		return fmt.Errorf("%w: %w", errDisk, err)
+	}
+	defer func() {
+		if err != nil && !transient(ctx, err) {
+			err = errors.Join(err, tx.Discard())
+			return
+		}
+		tx.Close()
+	}()
+	targets, images := map[string]payload.Target{c.slot.Name: tx.Slot()}, map[string]install.Image{}
+	for _, q := range p.Partitions {
+		if q.Name == c.slot.Name {
+			continue
+		}
+		if err := tx.Reserve(q.Name, q.Size); err != nil {
+			return fmt.Errorf("%w: %w", errDisk, err)
+		}
+		targets[q.Name], images[q.Name] = tx.File(q.Name), install.Image{Size: q.Size, SHA256: q.SHA256}
 	}
 	var resume *payload.Checkpoint
 	if len(u.Checkpoint) > 0 {
@@ -244,10 +277,9 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 			resume = &c
 		}
 	}
-	meter := newMeter(progress)
 	expected := offer.SHA256
 	err = p.Apply(ctx, payload.ApplyOptions{
-		Targets: map[string]payload.Target{part.Name: target},
+		Targets: targets,
 		Resume:  resume,
 		Checkpoint: func(c payload.Checkpoint) error {
 			data, err := json.Marshal(c)
@@ -264,13 +296,13 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 		return err
 	}
 	meter.step("reading back")
-	v, err := target.Verify(ctx, part.Size, part.SHA256)
+	ready, err := tx.Finish(ctx, install.Image{Size: c.slot.Size, SHA256: c.slot.SHA256}, images)
 	if err != nil {
 		return err
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.disk, in.verified, in.proofOf = d, &v, offer.SHA256
+	in.disk, in.ready, in.proofOf = d, ready, offer.SHA256
 	keep = true
 	return nil
 }
@@ -282,21 +314,17 @@ func (in *installer) forget() {
 	if in.disk != nil {
 		in.disk.Close()
 	}
-	in.disk, in.verified = nil, nil
+	in.disk, in.ready, in.proofOf = nil, install.Ready{}, [32]byte{}
 }
 
 func (in *installer) Arm(_ context.Context, u updater.Update) error {
 	defer in.forget()
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.verified == nil || in.proofOf != u.Offer.SHA256 {
+	if in.disk == nil || in.proofOf != u.Offer.SHA256 {
 		return fmt.Errorf("release %s was not verified by this process", u.Offer.Version)
 	}
-	run, err := in.proof(in.disk)
-	if err != nil {
-		return err
-	}
-	return in.disk.Activate(run, *in.verified, int(in.conf.Slots.Tries))
+	return in.ready.Arm(int(in.conf.Slots.Tries))
 }
 
 func (in *installer) Disarm(_ context.Context, slot string) error {

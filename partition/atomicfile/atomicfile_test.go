@@ -1,0 +1,206 @@
+package atomicfile
+
+import (
+	"crypto/sha256"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// traced is a directory that notes the order of what reaches the kernel.
+type traced struct {
+	OS
+	ops  *[]string
+	free int64 // 0: as the file system says
+	fail string
+}
+
+func (d traced) note(op string) error {
+	*d.ops = append(*d.ops, op)
+	if op == d.fail {
+		return errors.New("input/output error")
+	}
+	return nil
+}
+
+func (d traced) Create(name string) (File, error) {
+	f, err := d.OS.Create(name)
+	return tracedFile{f, d}, err
+}
+
+func (d traced) Rename(from, to string) error {
+	if err := d.note("rename"); err != nil {
+		return err
+	}
+	return d.OS.Rename(from, to)
+}
+
+func (d traced) Remove(name string) error {
+	if err := d.note("remove " + name); err != nil {
+		return err
+	}
+	return d.OS.Remove(name)
+}
+
+func (d traced) Sync() error { return errors.Join(d.note("sync directory"), d.OS.Sync()) }
+
+func (d traced) Free() (int64, error) {
+	if d.free > 0 {
+		return d.free, nil
+	}
+	return d.OS.Free()
+}
+
+type tracedFile struct {
+	File
+	d traced
+}
+
+func (f tracedFile) WriteAt(b []byte, off int64) (int, error) {
+	if err := f.d.note("write"); err != nil {
+		return 0, err
+	}
+	return f.File.WriteAt(b, off)
+}
+
+func (f tracedFile) Sync() error { return errors.Join(f.d.note("sync file"), f.File.Sync()) }
+
+func TestOrder(t *testing.T) {
+	var ops []string
+	dir := traced{OS: OS(t.TempDir()), ops: &ops}
+	for _, data := range []string{"old and longer", "new"} {
+		ops = nil
+		if err := Write(dir, "file", []byte(data)); err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{"write", "sync file", "rename", "sync file", "sync directory"}; !slices.Equal(ops, want) {
+			t.Errorf("%q, want %q", ops, want)
+		}
+		if got, err := os.ReadFile(filepath.Join(string(dir.OS), "file")); err != nil || string(got) != data {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	if list, _ := os.ReadDir(string(dir.OS)); len(list) != 1 {
+		t.Errorf("left: %v", list)
+	}
+}
+
+// Whatever fails, it is said, and the old file is what it was or the new one is whole.
+func TestFailures(t *testing.T) {
+	for _, op := range []string{"write", "sync file", "rename", "sync directory"} {
+		var ops []string
+		dir := traced{OS: OS(t.TempDir()), ops: &ops}
+		if err := Write(dir, "file", []byte("old")); err != nil {
+			t.Fatal(err)
+		}
+		dir.fail = op
+		if err := Write(dir, "file", []byte("new")); err == nil {
+			t.Errorf("%s fails and nothing is said", op)
+		}
+		got, err := os.ReadFile(filepath.Join(string(dir.OS), "file"))
+		if err != nil || string(got) != "old" && op != "sync directory" {
+			t.Errorf("%s fails: %q, %v", op, got, err)
+		}
+	}
+}
+
+func TestMismatch(t *testing.T) {
+	dir := OS(t.TempDir())
+	if err := Write(dir, "file", []byte("old")); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Begin(dir, "file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.WriteAt([]byte("nex"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Commit(t.Context(), 3, sha256.Sum256([]byte("new"))); !errors.Is(err, ErrMismatch) {
+		t.Errorf("other contents: %v", err)
+	}
+	if err := p.Commit(t.Context(), 4, sha256.Sum256([]byte("nex\x00"))); err != nil {
+		t.Errorf("a file that ends in a hole: %v", err)
+	}
+	p.Close()
+	if err := Check(t.Context(), dir, "file", 3, sha256.Sum256([]byte("nex"))); !errors.Is(err, ErrMismatch) {
+		t.Errorf("another size: %v", err)
+	}
+}
+
+// What a killed process left is there for the next one; Discard removes it.
+func TestGoesOn(t *testing.T) {
+	dir := OS(t.TempDir())
+	for i, part := range []string{"ne", "w"} {
+		p, err := Begin(dir, "file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.WriteAt([]byte(part), int64(2*i)); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if i == 1 {
+			if err := p.Commit(t.Context(), 3, sha256.Sum256([]byte("new"))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.Close()
+	}
+	p, err := Begin(dir, "file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Discard(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(string(dir), temporary("file"))); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the temporary file: %v", err)
+	}
+}
+
+func TestReserve(t *testing.T) {
+	for _, tt := range []struct {
+		free  int64
+		spare bool
+		ok    bool
+		old   bool // the old file is still there
+	}{{1000, false, true, true}, {10, false, false, true}, {10, true, false, true}, {60, true, true, false}, {60, false, false, true}} {
+		var ops []string
+		dir := traced{OS: OS(t.TempDir()), ops: &ops, free: tt.free}
+		if err := Write(dir, "file", make([]byte, 50)); err != nil {
+			t.Fatal(err)
+		}
+		p, err := Begin(dir, "file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if err := p.Reserve(100, tt.spare); (err == nil) != tt.ok || err != nil && !errors.Is(err, ErrSpace) {
+			t.Errorf("%+v: %v", tt, err)
+		}
+		if _, err := os.Stat(filepath.Join(string(dir.OS), "file")); (err == nil) != tt.old {
+			t.Errorf("%+v: the old file: %v", tt, err)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	dir := OS(t.TempDir())
+	for _, name := range []string{"", ".", "..", "a/b", "/etc/passwd"} {
+		if _, err := dir.Create(name); err == nil {
+			t.Errorf("%q was made", name)
+		}
+	}
+	if err := os.Symlink("/etc/passwd", filepath.Join(string(dir), ".file.new")); err != nil {
+		t.Fatal(err)
+	}
+	if err := Write(dir, "file", []byte("x")); err == nil {
+		t.Error("a symbolic link was followed")
+	}
+}

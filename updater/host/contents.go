@@ -1,0 +1,103 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/flipside-linux/flipside/partition"
+	"github.com/flipside-linux/flipside/partition/atomicfile"
+	"github.com/flipside-linux/flipside/partition/install"
+	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/updater/postinstall"
+)
+
+// contents says where each part of a payload goes.
+type contents struct {
+	slot  payload.Partition
+	files map[string]install.File // by the name of the part
+	post  string                  // program of the slot to run; "" for none
+	must  bool                    // it must be there and succeed
+}
+
+// Parts of a payload that are files beside the slot.
+const (
+	kernelPart = "kernel"
+	policyPart = "pcr_policy"
+)
+
+// contents finds a place for everything that a payload brings. What has no place makes it a payload for another kind of host.
+func (in *installer) contents(p *payload.Payload) (contents, error) {
+	known := map[string]install.File{
+		kernelPart: {Dir: atomicfile.OS(in.conf.Slots.Kernels), Prefix: "vmlinuz-"},
+		policyPart: {Dir: atomicfile.OS(in.conf.Paths.State), Prefix: "pcrs-", Suffix: ".zip"},
+	}
+	want := in.conf.Update.Partition
+	c := contents{files: map[string]install.File{}}
+	var names, rest []string
+	for _, q := range p.Partitions {
+		names = append(names, q.Name)
+		file, ok := known[q.Name]
+		switch {
+		case q.Name == want:
+			c.slot = q
+		case ok && len(p.Partitions) > 1:
+			c.files[q.Name] = file
+		case want == "" && c.slot.Name == "":
+			c.slot = q
+		default:
+			rest = append(rest, q.Name)
+		}
+	}
+	switch {
+	case c.slot.Name == "" && want != "":
+		return c, fmt.Errorf("%w: it holds %s, and update.partition wants %s", payload.ErrUnsupported, strings.Join(names, ", "), want)
+	case c.slot.Name == "" || len(rest) > 0 && want == "":
+		return c, fmt.Errorf("%w: it holds %s, and which of them goes to the slot is not known; update.partition says so", payload.ErrUnsupported, strings.Join(names, ", "))
+	case len(rest) > 0:
+		return c, fmt.Errorf("%w: it holds %s, and this host has no place for %s", payload.ErrUnsupported, strings.Join(names, ", "), strings.Join(rest, ", "))
+	}
+	if in.conf.Slots.PostInstall == "off" {
+		return c, nil
+	}
+	c.post, c.must = c.slot.PostInstall, !c.slot.PostInstallOptional
+	if p.Major == 1 {
+		c.post, c.must = payload.PostInstallDefault, true
+	}
+	return c, nil
+}
+
+// postInstall is what runs the release's own program, nil if there is none.
+func (in *installer) postInstall(c contents, version string, meter *meter) func(context.Context, partition.Slot) error {
+	if c.post == "" {
+		return nil
+	}
+	return func(ctx context.Context, s partition.Slot) error {
+		meter.step("running the post-install program of")
+		var args []string
+		for _, part := range []struct{ name, key string }{{kernelPart, "KERNEL"}, {policyPart, "PCR_POLICY"}} {
+			f, ok := c.files[part.name]
+			if !ok {
+				continue
+			}
+			name, err := f.FileName(s.Label)
+			if err != nil {
+				return err
+			}
+			dir, _ := f.Dir.(atomicfile.OS)
+			args = append(args, part.key+"="+filepath.Join(string(dir), name))
+		}
+		err := postinstall.Program{
+			Disk: in.path, Slot: s, Path: c.post, Args: args, Version: version, Missing: !c.must,
+			Mount: filepath.Join(in.conf.Paths.Run, "slot"), Output: filepath.Join(in.conf.Paths.State, "post-install.log"),
+			Timeout: time.Duration(in.conf.Slots.PostInstallTimeout), Log: in.log,
+		}.Run(ctx)
+		if err != nil && !c.must && ctx.Err() == nil {
+			in.log.Warn("the post-install program is optional, and the update goes on without it", "error", err)
+			return nil
+		}
+		return err
+	}
+}
