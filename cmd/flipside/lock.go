@@ -47,7 +47,7 @@ func (a *app) semaphore(cmd *cobra.Command) *semaphoreFlags {
 // config says where the semaphore is. What is not given as a flag is taken from the daemon's configuration if there is one.
 func (s *semaphoreFlags) config() (etcd.Config, error) {
 	path := cmp.Or(s.app.config, config.DefaultPath)
-	c, err := config.Load(path)
+	c, err := config.Load(s.app.config)
 	switch {
 	case err == nil && len(s.endpoints) == 0:
 		s.endpoints = c.Lock.Endpoints

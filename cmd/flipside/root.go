@@ -186,7 +186,7 @@ func (a *app) command() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	f := root.PersistentFlags()
 	f.BoolVar(&a.json, "json", false, "print JSON with a schema version instead of text")
-	f.StringVar(&a.config, "config", "", "the daemon's configuration file (default /etc/flipside/flipside.toml)")
+	f.StringVar(&a.config, "config", "", "read only this configuration `file` (default /etc/flipside/flipside.toml, its drop-ins, and update.conf)")
 	f.StringVar(&a.socket, "socket", "", "the daemon's control socket (default from the configuration)")
 	root.AddCommand(a.statusCommand(), a.checkCommand(), a.updateCommand(), a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand())
 	usageErrors(root)

@@ -59,8 +59,7 @@ const auto = "auto"
 
 // open opens the disk and finds the label of the running slot, which is empty if nobody knows.
 func (s *slotsFlags) open(readOnly bool) (*partition.Disk, string, error) {
-	path := cmp.Or(s.app.config, config.DefaultPath)
-	c, err := config.Load(path)
+	c, err := config.Load(s.app.config)
 	if err != nil {
 		if s.app.config != "" || s.disk == "" {
 			return nil, "", withHint(err, "--disk says which disk to look at without a configuration")
@@ -69,7 +68,7 @@ func (s *slotsFlags) open(readOnly bool) (*partition.Disk, string, error) {
 	}
 	typ, err := uuid.Parse(c.Slots.Type)
 	if err != nil {
-		return nil, "", fmt.Errorf("slots.type %q in %s: %w", c.Slots.Type, path, err)
+		return nil, "", fmt.Errorf("slots.type %q: %w", c.Slots.Type, err)
 	}
 	disk, running := cmp.Or(s.disk, c.Slots.Disk), cmp.Or(s.running, c.Slots.Running)
 	if s.disk != "" && s.disk != c.Slots.Disk && s.running == "" {

@@ -23,13 +23,9 @@ func (a *app) controlSocket() (string, error) {
 	if a.socket != "" {
 		return a.socket, nil
 	}
-	path := a.config
-	if path == "" {
-		path = config.DefaultPath
-	}
-	c, err := config.Load(path)
-	if errors.Is(err, os.ErrNotExist) && a.config == "" {
-		return config.Default().Socket(), nil
+	c, err := config.Load(a.config)
+	if err != nil && a.config == "" {
+		return config.Default().Socket(), nil // a daemon that runs can be asked also while its configuration is being mended
 	}
 	if err != nil {
 		return "", err

@@ -19,7 +19,7 @@ import (
 )
 
 func main() {
-	path := flag.String("config", config.DefaultPath, "configuration `file`")
+	path := flag.String("config", "", "read only this configuration `file` (default: "+config.DefaultPath+", its drop-ins, and update.conf)")
 	verbose := flag.Bool("v", false, "log more")
 	flag.Parse()
 	if flag.NArg() > 0 {

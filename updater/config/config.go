@@ -1,26 +1,28 @@
-// Package config is the daemon's configuration: one TOML file, checked whole before anything starts.
+// Package config is the daemon's configuration: defaults, the update.conf of older hosts, TOML files, and what an operator chose
+// at run time, each over the one before, and checked whole before anything starts.
 //
-// Every key has a default that fits a host in the field, so that a file with nothing but the server's address and the
-// disk is a complete configuration. A key that is not known is an error with its file and line: a typing mistake must
-// not silently turn a policy off.
+// Every key has a default that fits a host in the field, so that a file with nothing but the server's address is a complete
+// configuration. A key that is not known is an error with its file and line: a typing mistake must not silently turn a
+// policy off. [Read] remembers for every key which file set it.
 package config
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/BurntSushi/toml"
+	"github.com/flipside-linux/flipside/reboot"
 )
 
-// DefaultPath is where flipsided and flipside look for the configuration.
+// DefaultPath is the administrator's configuration file. [Read] tells where else settings may come from.
 const DefaultPath = "/etc/flipside/flipside.toml"
+
+// Disabled as update.server means that no server is asked, as in the update.conf of older hosts.
+const Disabled = "disabled"
 
 // Config is the whole configuration.
 type Config struct {
@@ -35,7 +37,7 @@ type Config struct {
 
 // Update says where releases come from and who may sign them.
 type Update struct {
-	Server     string   `toml:"server"`      // URL of the Omaha server
+	Server     string   `toml:"server"`      // URL of the Omaha server; "disabled": no server is asked
 	App        string   `toml:"app"`         // Omaha application id
 	Channel    string   `toml:"channel"`     // Omaha track
 	Board      string   `toml:"board"`       // decides the architecture on Nebraska
@@ -122,8 +124,30 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// String prints the duration as it is written in a file, without the zero parts that Go adds.
+func (d Duration) String() string {
+	s := time.Duration(d).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
 // Bytes is a number of bytes that is written as 16MiB, 500KiB or 1GiB, or as a plain number.
 type Bytes int64
+
+// String prints the number in the largest unit that is exact.
+func (b Bytes) String() string {
+	for i, suffix := range []string{"GiB", "MiB", "KiB"} {
+		if shift := 10 * (3 - i); b != 0 && b&(1<<shift-1) == 0 {
+			return fmt.Sprintf("%d%s", b>>shift, suffix)
+		}
+	}
+	return strconv.FormatInt(int64(b), 10)
+}
 
 // UnmarshalText parses a number of bytes.
 func (b *Bytes) UnmarshalText(text []byte) error {
@@ -164,64 +188,13 @@ func (c Config) Socket() string { return filepath.Join(c.Paths.Run, "control.soc
 // PauseFile is the path of the file that pauses updates while it exists.
 func (c Config) PauseFile() string { return filepath.Join(c.Paths.State, "paused") }
 
-// Load reads and checks a configuration file.
-func Load(path string) (Config, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return Config{}, fmt.Errorf("reading the configuration: %w", err)
-	}
-	return Parse(path, data)
-}
-
-// Parse reads and checks a configuration. The name is for errors.
-func Parse(name string, data []byte) (Config, error) {
-	c := Default()
-	meta, err := toml.Decode(string(data), &c)
-	if err != nil {
-		var pe toml.ParseError
-		if errors.As(err, &pe) {
-			return Config{}, fmt.Errorf("%s:%d: %s", name, pe.Position.Line, pe.Message)
-		}
-		return Config{}, fmt.Errorf("%s: %w", name, err)
-	}
-	if un := meta.Undecoded(); len(un) > 0 {
-		return Config{}, fmt.Errorf("%s:%d: unknown key %q", name, lineOf(data, un[0]), un[0].String())
-	}
-	if err := c.check(); err != nil {
-		return Config{}, fmt.Errorf("%s: %w", name, err)
-	}
-	return c, nil
-}
-
-// lineOf finds the line of a key that the TOML library did not place.
-func lineOf(data []byte, key toml.Key) int {
-	section := ""
-	for i, line := range strings.Split(string(data), "\n") {
-		line = strings.TrimSpace(line)
-		if strings.HasPrefix(line, "[") {
-			section = strings.Trim(line, "[] ")
-			if section == key.String() {
-				return i + 1
-			}
-			continue
-		}
-		name, _, ok := strings.Cut(line, "=")
-		full := strings.TrimSpace(name)
-		if section != "" {
-			full = section + "." + full
-		}
-		if ok && full == key.String() {
-			return i + 1
-		}
-	}
-	return 1
-}
-
-func (c *Config) check() error {
-	var errs []error
+// check returns what is wrong with a configuration. Each error begins with the key that it speaks of.
+func (c *Config) check() (errs []error) {
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if c.Update.Server == "" {
 		add("update.server is not set: where do releases come from?")
+	} else if c.Update.Server == Disabled {
+		// nobody is asked
 	} else if u, err := url.Parse(c.Update.Server); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		add("update.server %q is not an http or https URL", c.Update.Server)
 	}
@@ -254,6 +227,8 @@ func (c *Config) check() error {
 	}
 	if (c.Reboot.WindowStart == "") != (c.Reboot.WindowLength == "") {
 		add("reboot.window_start and reboot.window_length belong together")
+	} else if _, err := reboot.ParseWindow(c.Reboot.WindowStart, c.Reboot.WindowLength, c.Reboot.TimeZone); err != nil {
+		add("reboot.window_start: %w", err)
 	}
 	if c.Reboot.GateRetry <= 0 {
 		add("reboot.gate_retry must be more than zero")
@@ -267,5 +242,5 @@ func (c *Config) check() error {
 	if c.Paths.State == "" || c.Paths.Run == "" {
 		add("paths.state and paths.run must be set")
 	}
-	return errors.Join(errs...)
+	return errs
 }

@@ -116,6 +116,9 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 		prefix: c.Update.Pin, downgrade: c.Update.Downgrade,
 		why: e.Hold,
 	}
+	if c.Update.Server == config.Disabled {
+		e.Server = noServer{}
+	}
 	return e, closer, nil
 }
 

@@ -32,3 +32,12 @@ func (s *server) Check(ctx context.Context, onDemand, unwedge bool) updater.Answ
 }
 
 func (s *server) Report(ctx context.Context, ev omaha.Event) error { return s.client.Report(ctx, ev) }
+
+// noServer is there when update.server is "disabled".
+type noServer struct{}
+
+func (noServer) Check(context.Context, bool, bool) updater.Answered {
+	return updater.Answered{Reason: "no server is asked (update.server is \"disabled\")"}
+}
+
+func (noServer) Report(context.Context, omaha.Event) error { return nil }

@@ -1,0 +1,94 @@
+package config
+
+import (
+	"fmt"
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+)
+
+// Setting is one key with its value.
+type Setting struct {
+	Key   string // as in "update.server"
+	Value string // as it is written in TOML, without passwords in addresses
+
+	list *[]string // where the value is, if it is a list
+}
+
+// Settings lists every key there is, in the order of the reference, with its value in c.
+func (c Config) Settings() []Setting { return settings(&c) }
+
+func settings(c *Config) []Setting {
+	var all []Setting
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		section, table := v.Field(i), v.Type().Field(i).Tag.Get("toml")
+		for j := range section.NumField() {
+			f := section.Field(j)
+			s := Setting{Key: table + "." + section.Type().Field(j).Tag.Get("toml"), Value: literal(f)}
+			if list, ok := f.Addr().Interface().(*[]string); ok {
+				s.list = list
+			}
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+func literal(v reflect.Value) string {
+	if s, ok := v.Interface().(fmt.Stringer); ok {
+		return strconv.Quote(s.String())
+	}
+	switch v.Kind() {
+	case reflect.String:
+		return strconv.Quote(redacted(v.String()))
+	case reflect.Slice:
+		var parts []string
+		for i := range v.Len() {
+			parts = append(parts, literal(v.Index(i)))
+		}
+		return "[" + strings.Join(parts, ", ") + "]"
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+// redacted takes the password out of an address.
+func redacted(s string) string {
+	if u, err := url.Parse(s); err == nil && u.User != nil {
+		return u.Redacted()
+	}
+	return s
+}
+
+// nearest returns the known key that a mistyped one most likely means, "" if none is near.
+func nearest(key string) string {
+	best, least := "", 3
+	for _, s := range (Config{}).Settings() {
+		if d := distance(key, s.Key); d < least {
+			best, least = s.Key, d
+		}
+	}
+	return best
+}
+
+// distance is the number of letters to change, add or take away between a and b (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := diagonal
+			if a[i-1] != b[j-1] {
+				cost++
+			}
+			diagonal = row[j]
+			row[j] = min(cost, row[j]+1, row[j-1]+1)
+		}
+	}
+	return row[len(b)]
+}

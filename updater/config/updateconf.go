@@ -1,0 +1,195 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// updateConfFiles are read by the older update engine and its reboot manager; of a key that several files set, the first file counts.
+var updateConfFiles = [...]string{"etc/flatcar/update.conf", "usr/share/flatcar/update.conf", "usr/share/flatcar/release"}
+
+// What the older programs do when update.conf says nothing.
+const (
+	flatcarServer = "https://public.update.flatcar-linux.net/v1/update/"
+	flatcarKey    = "usr/share/update_engine/update-payload-key.pub.pem"
+	lockEndpoint  = "http://127.0.0.1:2379"
+)
+
+// An older setting, and what becomes of it.
+type older struct {
+	Key string
+	To  string // the key here; empty: it means nothing here
+	How string // what is changed on the way, or why it means nothing
+}
+
+// olderSettings is every setting that the older programs know. The reference in docs/config.md holds the same table.
+var olderSettings = []older{
+	{"SERVER", "update.server", `without it the public server of Flatcar; "disabled" asks nobody`},
+	{"GROUP", "update.channel", ""},
+	{"MACHINE_ALIAS", "host.alias", ""},
+	{"FLATCAR_RELEASE_BOARD", "update.board", ""},
+	{"FLATCAR_RELEASE_APPID", "update.app", "without the braces"},
+	{"REBOOT_STRATEGY", "reboot.strategy", `"etcd-lock" is "reboot" with the semaphore at lock.endpoints; "best-effort" is that where LOCKSMITHD_ENDPOINT is set`},
+	{"REBOOT_WINDOW_START", "reboot.window_start", "text after the minutes, which the older parser let through, is an error"},
+	{"REBOOT_WINDOW_LENGTH", "reboot.window_length", ""},
+	{"LOCKSMITHD_REBOOT_WINDOW_START", "reboot.window_start", "wins over REBOOT_WINDOW_START"},
+	{"LOCKSMITHD_REBOOT_WINDOW_LENGTH", "reboot.window_length", "wins over REBOOT_WINDOW_LENGTH"},
+	{"LOCKSMITHD_ENDPOINT", "lock.endpoints", "separated by commas; etcd must speak its v3 API. Not used with REBOOT_STRATEGY=reboot or off"},
+	{"LOCKSMITHD_GROUP", "lock.group", ""},
+	{"LOCKSMITHD_ETCD_CAFILE", "lock.ca", ""},
+	{"LOCKSMITHD_ETCD_CERTFILE", "lock.cert", ""},
+	{"LOCKSMITHD_ETCD_KEYFILE", "lock.key", ""},
+	{"LOCKSMITHD_ETCD_USERNAME", "lock.user", ""},
+	{"LOCKSMITHD_ETCD_PASSWORD", "", "put it into a file that only root can read and name that in lock.password_file"},
+	{"PCR_POLICY_SERVER", "", "Flipside sends no PCR policies anywhere"},
+	{"DOWNLOAD_USER", "", "payloads are fetched without a password; they are signed"},
+	{"DOWNLOAD_PASSWORD", "", "payloads are fetched without a password; they are signed"},
+	{"FLATCAR_RELEASE_VERSION", "", "the running version is VERSION_ID in host.os_release"},
+}
+
+// readUpdateConf takes over what the files of the older programs say. Without any of them it does nothing.
+func (l *Loaded) readUpdateConf(root string) error {
+	vars := map[string]olderValue{}
+	configured := false
+	for i, name := range updateConfFiles {
+		path := filepath.Join("/", root, name)
+		found, err := parseUpdateConf(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for key, v := range found {
+			if _, ok := vars[key]; !ok {
+				vars[key] = v
+			}
+		}
+		l.Files = append(l.Files, File{Path: path})
+		configured = configured || i < 2 // the release file alone says nothing of updates
+	}
+	if !configured {
+		return nil
+	}
+	slices.Reverse(l.Files) // in the order of who wins
+	l.takeOver(vars)
+	key := filepath.Join("/", root, flatcarKey)
+	if _, err := os.Stat(key); err == nil {
+		l.Update.Keys = append(slices.Clone(l.Update.Keys), key)
+		l.Origins["update.keys"] = Origin{File: key, From: "the older update engine's key is there"}
+	}
+	return nil
+}
+
+type olderValue struct {
+	value string
+	at    Origin
+}
+
+func (l *Loaded) takeOver(vars map[string]olderValue) {
+	set := func(to *string, key, from string) bool {
+		v, ok := vars[from]
+		if ok && v.value != "" {
+			*to = v.value
+			l.Origins[key] = Origin{v.at.File, v.at.Line, from}
+		}
+		return ok && v.value != ""
+	}
+	if !set(&l.Update.Server, "update.server", "SERVER") {
+		l.Update.Server = flatcarServer
+		l.Origins["update.server"] = Origin{File: l.Files[len(l.Files)-1].Path, From: "no SERVER, so the older engine's default"}
+	}
+	set(&l.Update.Channel, "update.channel", "GROUP")
+	set(&l.Update.Board, "update.board", "FLATCAR_RELEASE_BOARD")
+	if set(&l.Update.App, "update.app", "FLATCAR_RELEASE_APPID") {
+		l.Update.App = strings.Trim(l.Update.App, "{}")
+	}
+	set(&l.Host.Alias, "host.alias", "MACHINE_ALIAS")
+	for _, prefix := range []string{"", "LOCKSMITHD_"} {
+		set(&l.Reboot.WindowStart, "reboot.window_start", prefix+"REBOOT_WINDOW_START")
+		set(&l.Reboot.WindowLength, "reboot.window_length", prefix+"REBOOT_WINDOW_LENGTH")
+	}
+	var endpoints string
+	named := set(&endpoints, "lock.endpoints", "LOCKSMITHD_ENDPOINT")
+	strategy := vars["REBOOT_STRATEGY"]
+	locks := strategy.value == "etcd-lock" || (strategy.value == "best-effort" && named)
+	if _, ok := vars["REBOOT_STRATEGY"]; ok {
+		l.Origins["reboot.strategy"] = Origin{strategy.at.File, strategy.at.Line, "REBOOT_STRATEGY=" + strategy.value}
+	}
+	switch strategy.value {
+	case "etcd-lock", "best-effort":
+	case "":
+	default:
+		l.Reboot.Strategy = strategy.value // and what is not known is refused like everywhere
+	}
+	switch {
+	case locks && named:
+		for e := range strings.SplitSeq(endpoints, ",") {
+			l.Lock.Endpoints = append(l.Lock.Endpoints, strings.TrimSpace(e))
+		}
+	case locks:
+		l.Lock.Endpoints = []string{lockEndpoint}
+		l.Origins["lock.endpoints"] = l.Origins["reboot.strategy"]
+	case named:
+		delete(l.Origins, "lock.endpoints")
+		l.Unused = append(l.Unused, Unused{"LOCKSMITHD_ENDPOINT", vars["LOCKSMITHD_ENDPOINT"].at, "REBOOT_STRATEGY does not ask for the lock"})
+	}
+	set(&l.Lock.Group, "lock.group", "LOCKSMITHD_GROUP")
+	set(&l.Lock.CA, "lock.ca", "LOCKSMITHD_ETCD_CAFILE")
+	set(&l.Lock.Cert, "lock.cert", "LOCKSMITHD_ETCD_CERTFILE")
+	set(&l.Lock.Key, "lock.key", "LOCKSMITHD_ETCD_KEYFILE")
+	set(&l.Lock.User, "lock.user", "LOCKSMITHD_ETCD_USERNAME")
+	known := map[string]older{}
+	for _, o := range olderSettings {
+		known[o.Key] = o
+	}
+	for _, key := range slices.Sorted(maps.Keys(vars)) {
+		v := vars[key]
+		switch o, ok := known[key]; {
+		case !ok:
+			l.Unused = append(l.Unused, Unused{key, v.at, "no program that Flipside replaces is known to read it"})
+		case o.To == "" && v.value != "":
+			l.Unused = append(l.Unused, Unused{key, v.at, o.How})
+		}
+	}
+}
+
+// parseUpdateConf reads KEY=value lines the way the older programs do: one pair of quotes around a value goes away, the last line
+// wins. Comments and empty lines are skipped; anything else is an error, because a setting that is not understood may be a policy.
+func parseUpdateConf(path string) (map[string]olderValue, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the older configuration: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxFile {
+		return nil, fmt.Errorf("reading the older configuration: %s is not a file of at most %d bytes", path, maxFile)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the older configuration: %w", err)
+	}
+	vars := map[string]olderValue{}
+	for i, line := range strings.Split(string(data), "\n") {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' || line[0] == ';' {
+			continue
+		}
+		key, value, ok := strings.Cut(line, "=")
+		key = strings.TrimSpace(strings.TrimPrefix(key, "export "))
+		if !ok || key == "" || strings.ContainsAny(key, " \t") {
+			return nil, fmt.Errorf("%s:%d: %q is not KEY=value", path, i+1, line)
+		}
+		value = strings.TrimSpace(value)
+		if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
+			value = value[1 : n-1]
+		}
+		vars[key] = olderValue{value, Origin{File: path, Line: i + 1}}
+	}
+	return vars, nil
+}
