@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/lock/etcd"
+	"github.com/flipside-linux/flipside/lock/etcd/etcdtest"
+	"github.com/flipside-linux/flipside/omaha/server"
+)
+
+// lab is the world around the machines: the release server, an etcd, and the releases.
+type lab struct {
+	images, out string
+	cores       int
+	cuts        int
+	slow        float64
+	random      *rand.Rand
+	releases    []*release
+
+	server    *server.Server
+	semaphore lock.Semaphore
+	url, etcd string
+	closers   []func()
+	machines  []*machine
+
+	count struct{ cuts, boots, lost int }
+
+	mu     sync.Mutex
+	start  time.Time
+	events []event
+	parts  []part
+}
+
+// event is something that happened to a machine, for the report's time line.
+type event struct {
+	at                  time.Duration
+	machine, what, text string
+}
+
+// part is a scenario as it went.
+type part struct {
+	name     string
+	from, to time.Duration
+	err      error
+}
+
+// newLab starts the servers and looks at the releases.
+func newLab(ctx context.Context, images, out string) (*lab, error) {
+	l := &lab{images: images, out: out, cores: min(2, runtime.NumCPU()), start: time.Now()}
+	if err := l.readReleases(); err != nil {
+		return nil, err
+	}
+	ok := false
+	defer func() {
+		if !ok {
+			l.close()
+		}
+	}()
+	work, err := os.MkdirTemp(out, "servers-")
+	if err != nil {
+		return nil, err
+	}
+	l.closers = append(l.closers, func() { os.RemoveAll(work) })
+	endpoint, stop, err := etcdtest.StartEmbedded(filepath.Join(work, "etcd"))
+	if err != nil {
+		return nil, err
+	}
+	l.closers = append(l.closers, stop)
+	client, err := etcd.New(etcd.Config{Endpoints: []string{endpoint}})
+	if err != nil {
+		return nil, err
+	}
+	l.closers = append(l.closers, func() { client.Close() })
+	l.semaphore = client
+	// QEMU's user network has this machine's loopback interface at 10.0.2.2.
+	l.etcd = strings.Replace(endpoint, "127.0.0.1", "10.0.2.2", 1)
+	if l.server, err = server.New(filepath.Join(work, "releases"), server.Options{}); err != nil {
+		return nil, err
+	}
+	l.closers = append(l.closers, func() { l.server.Close() })
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	serving, stopServing := context.WithCancel(context.Background())
+	served := make(chan struct{})
+	go func() { defer close(served); l.server.Serve(serving, listener) }()
+	l.closers = append(l.closers, func() { stopServing(); <-served })
+	l.url = fmt.Sprintf("http://10.0.2.2:%d/v1/update/", listener.Addr().(*net.TCPAddr).Port)
+	ok = true
+	return l, nil
+}
+
+func (l *lab) close() {
+	l.reset()
+	for i := len(l.closers) - 1; i >= 0; i-- {
+		l.closers[i]()
+	}
+}
+
+// reset switches every machine off and forgets it.
+func (l *lab) reset() {
+	for _, m := range l.machines {
+		m.off(false)
+	}
+	l.machines = nil
+}
+
+func (l *lab) stage(name string) string { return filepath.Join(l.images, "base", name) }
+
+// publish makes a release the newest on the channel of a scenario: machines of another scenario see nothing of it.
+func (l *lab) publish(ctx context.Context, channel string, r *release) error {
+	_, err := l.server.Publish(ctx, channel, r.version, r.payload)
+	return err
+}
+
+// machine makes a machine whose disk is that of the first release, as an installer would leave it.
+func (l *lab) machine(ctx context.Context, name, channel string) (*machine, error) {
+	m := &machine{lab: l, name: name, dir: filepath.Join(l.out, name)}
+	if err := errors.Join(os.RemoveAll(m.dir), os.MkdirAll(m.dir, 0o755)); err != nil {
+		return nil, err
+	}
+	if err := m.install(ctx, channel); err != nil {
+		return nil, fmt.Errorf("installing %s: %w", name, err)
+	}
+	l.machines = append(l.machines, m)
+	return m, nil
+}
+
+// install makes the disk and writes the host's own configuration to its root file system.
+func (m *machine) install(ctx context.Context, channel string) error {
+	if err := copySparse(m.disk(), m.lab.stage("disk.img")); err != nil {
+		return err
+	}
+	root, err := rootOffset(m.disk())
+	if err != nil {
+		return err
+	}
+	conf := fmt.Sprintf(hostConfig, m.lab.url, channel, m.lab.etcd, "vm-"+channel, m.name)
+	for name, text := range map[string]string{"/etc/flipside/flipside.toml": conf, "/etc/hostname": m.name + "\n", "/etc/machine-id": machineID(m.name) + "\n"} {
+		tmp := m.path("install")
+		if err := os.WriteFile(tmp, []byte(text), 0o644); err != nil {
+			return err
+		}
+		script := fmt.Sprintf("rm %[1]s\nwrite %[2]s %[1]s\n", name, tmp)
+		cmd := exec.CommandContext(ctx, "debugfs", "-w", "-f", "-", fmt.Sprintf("%s?offset=%d", m.disk(), root))
+		cmd.Stdin = strings.NewReader(script)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("writing %s with debugfs: %w: %s", name, err, out)
+		}
+		// debugfs ends with success whatever happens.
+		back, err := exec.CommandContext(ctx, "debugfs", "-R", "cat "+name, fmt.Sprintf("%s?offset=%d", m.disk(), root)).Output()
+		if err != nil || string(back) != text {
+			return fmt.Errorf("writing %s with debugfs: it holds %q afterwards (%v)", name, back, err)
+		}
+		os.Remove(tmp)
+	}
+	return nil
+}
+
+// hostConfig is an ordinary configuration with short times.
+const hostConfig = `[update]
+server      = %q
+app         = "io.flipside.vm"
+channel     = %q
+partition   = "usr"
+first_check = "1s"
+interval    = "5s"
+retry       = "2s"
+
+[reboot]
+gate_retry = "2s"
+
+[lock]
+endpoints = [%q]
+group     = %q
+
+[health]
+dir     = "/usr/lib/flipside/health.d"
+timeout = "60s"
+soak    = "2s"
+
+[host]
+alias = %q
+`
+
+func (l *lab) say(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fmt.Fprintf(os.Stdout, "%7.1fs  %s\n", time.Since(l.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// mark puts something on a machine's time line, and tells it.
+func (l *lab) mark(m *machine, what, text string) {
+	l.mu.Lock()
+	l.events = append(l.events, event{time.Since(l.start), m.name, what, text})
+	l.mu.Unlock()
+	l.say("%-8s %-9s %s", m.name, what, text)
+}
+
+func (l *lab) chapter(name string) {
+	l.mu.Lock()
+	l.parts = append(l.parts, part{name: name, from: time.Since(l.start)})
+	l.mu.Unlock()
+	io.WriteString(os.Stdout, "\n"+stories[name]+"\n")
+}
+
+func (l *lab) endChapter(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := &l.parts[len(l.parts)-1]
+	p.to, p.err = time.Since(l.start), err
+}

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/flipside-linux/flipside/updater"
+)
+
+// A machine is a virtual machine with a disk. disk is what is surely on the disk; while the machine is on, QEMU writes to a copy and
+// records what it writes, and the power cut decides how much of that is on the disk afterwards.
+type machine struct {
+	lab  *lab
+	name string
+	dir  string
+
+	mu      sync.Mutex
+	proc    *exec.Cmd
+	done    chan struct{} // closed when QEMU has ended
+	status  updater.Status
+	reports int    // of status, since power-on
+	console string // the end of what the console said
+	slots   int    // slots that the boot stage chose, since power-on
+}
+
+func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
+func (m *machine) disk() string            { return m.path("disk.img") }
+
+// on switches the machine on.
+func (m *machine) on(ctx context.Context) error {
+	if err := copySparse(m.path("run.img"), m.disk()); err != nil {
+		return fmt.Errorf("%s: preparing the disk: %w", m.name, err)
+	}
+	for _, f := range []string{"writes.log", "console", "status"} {
+		if err := os.WriteFile(m.path(f), nil, 0o644); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.status, m.reports, m.console, m.slots = updater.Status{}, 0, "", 0
+	// The boot stage's kernel and initramfs are what a firmware would have found.
+	accel := "tcg"
+	if _, err := os.Stat("/dev/kvm"); err == nil {
+		accel = "kvm"
+	}
+	m.proc = exec.CommandContext(ctx, "qemu-system-x86_64",
+		"-name", m.name, "-M", "q35,accel="+accel, "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(m.lab.cores),
+		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
+		"-kernel", m.lab.stage("stage.kernel"), "-initrd", m.lab.stage("stage.initrd"),
+		"-append", "console=ttyS0 panic=-1 quiet flipside.watchdog=90",
+		"-blockdev", "driver=blklogwrites,node-name=d,log-super-update-interval=1,file.driver=file,file.filename="+m.path("run.img")+",log.driver=file,log.filename="+m.path("writes.log"),
+		"-device", "nvme,drive=d,serial=flipside",
+		"-netdev", "user,id=n,restrict=off", "-device", "virtio-net-pci,netdev=n",
+		"-serial", "file:"+m.path("console"), "-serial", "file:"+m.path("status"))
+	m.proc.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var errs bytes.Buffer
+	m.proc.Stderr = &errs
+	if err := m.proc.Start(); err != nil {
+		return fmt.Errorf("%s: %w", m.name, err)
+	}
+	m.done = make(chan struct{})
+	m.lab.count.boots++
+	m.lab.mark(m, "on", "")
+	proc, done := m.proc, m.done
+	watching, stop := context.WithCancel(ctx)
+	var watchers sync.WaitGroup
+	watchers.Go(func() { m.follow(watching, "console", m.hear) })
+	watchers.Go(func() { m.follow(watching, "status", m.read) })
+	go func() {
+		defer close(done)
+		err := proc.Wait()
+		stop()
+		watchers.Wait()
+		if err != nil && errs.Len() > 0 {
+			m.lab.say("%s: QEMU says: %s", m.name, strings.TrimSpace(errs.String()))
+		}
+	}()
+	return nil
+}
+
+// follow hands on the lines of a file that grows.
+func (m *machine) follow(ctx context.Context, name string, line func(string)) {
+	f, err := os.Open(m.path(name))
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	all, err := os.OpenFile(m.path(name+".all"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return
+	}
+	defer all.Close()
+	var rest []byte
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := f.Read(buf)
+		if n > 0 {
+			all.Write(buf[:n])
+			rest = append(rest, buf[:n]...)
+			for {
+				i := bytes.IndexByte(rest, '\n')
+				if i < 0 {
+					break
+				}
+				line(strings.TrimRight(string(rest[:i]), "\r"))
+				rest = rest[i+1:]
+			}
+			continue
+		}
+		if err != nil && !errors.Is(err, io.EOF) || ctx.Err() != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// hear takes a line of the console.
+func (m *machine) hear(line string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.console = tail(m.console+line+"\n", 4000)
+	if _, slot, ok := strings.Cut(line, "flipside-init: slot "); ok {
+		m.slots++
+		m.status, m.reports = updater.Status{}, 0 // what the system said before it rebooted
+		label, _, _ := strings.Cut(slot, ",")
+		m.lab.mark(m, "boot", label)
+	}
+	if strings.Contains(line, "Kernel panic") {
+		m.lab.mark(m, "panic", "")
+	}
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// read takes a line of the daemon's status.
+func (m *machine) read(line string) {
+	var st updater.Status
+	if json.Unmarshal([]byte(line), &st) != nil || st.Schema == "" {
+		return // cut off by a reboot
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.reports == 0 || st.Phase != m.status.Phase || st.Why != m.status.Why && st.Progress == nil {
+		m.lab.mark(m, string(st.Phase), st.Version+": "+st.Why)
+	}
+	m.status = st
+	m.reports++
+}
+
+// view is what is known of a machine now.
+type view struct {
+	status updater.Status
+	up     bool // the daemon has spoken since the last boot
+	slots  int
+}
+
+func (m *machine) view() view {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return view{m.status, m.reports > 0, m.slots}
+}
+
+// until waits for something to be so.
+func (m *machine) until(ctx context.Context, limit time.Duration, what string, ok func(view) bool) error {
+	deadline := time.Now().Add(time.Duration(float64(limit) * m.lab.slow))
+	for {
+		v := m.view()
+		if ok(v) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.done:
+			return fmt.Errorf("%s: QEMU ended while waiting until %s", m.name, what)
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			m.mu.Lock()
+			console := tail(m.console, 800)
+			m.mu.Unlock()
+			return fmt.Errorf("%s: it did not happen within %.0f s that %s; the daemon's last word: %s %s: %s; the console's: %s",
+				m.name, limit.Seconds()*m.lab.slow, what, v.status.Version, v.status.Phase, v.status.Why, console)
+		}
+	}
+}
+
+// cut cuts the power. What was not flushed may be lost.
+func (m *machine) cut() error {
+	m.lab.count.cuts++
+	lost, err := m.off(true)
+	if err != nil {
+		return err
+	}
+	m.lab.mark(m, "cut", lost.String())
+	return nil
+}
+
+// off ends QEMU and brings the disk to where it is then.
+func (m *machine) off(lossy bool) (loss, error) {
+	m.mu.Lock()
+	proc, done := m.proc, m.done
+	m.proc = nil
+	m.mu.Unlock()
+	if proc == nil {
+		return loss{}, nil
+	}
+	proc.Process.Kill()
+	<-done
+	random := m.lab.random
+	if !lossy {
+		random = nil
+	}
+	lost, err := replay(m.disk(), m.path("writes.log"), random)
+	return lost, errors.Join(err, os.Remove(m.path("run.img")), os.Remove(m.path("writes.log")))
+}

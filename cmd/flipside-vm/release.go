@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"crypto/md5"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/flipside-linux/flipside/partition"
+	"github.com/flipside-linux/flipside/partition/bootsim"
+	"github.com/flipside-linux/flipside/partition/gptimage"
+)
+
+// release is what packaging/image/build made in one folder.
+type release struct {
+	name, version string
+	payload       string // path
+	usr, kernel   string // SHA-256, hexadecimal
+	size          int64  // of usr, bytes
+}
+
+// readReleases reads the folder of images: base, good, and the bad ones.
+func (l *lab) readReleases() error {
+	for _, name := range []string{"base", "good", "panic", "hang", "sick"} {
+		dir := filepath.Join(l.images, name)
+		version, err := os.ReadFile(filepath.Join(dir, "version"))
+		if errors.Is(err, os.ErrNotExist) && name != "base" && name != "good" {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("reading release %s: %w", name, err)
+		}
+		r := &release{name: name, version: strings.TrimSpace(string(version)), payload: filepath.Join(dir, "release.payload")}
+		info, err := os.Stat(filepath.Join(dir, "usr.img"))
+		if err != nil {
+			return err
+		}
+		r.size = info.Size()
+		var err1, err2 error
+		r.usr, err1 = hashFile(filepath.Join(dir, "usr.img"), 0, r.size)
+		r.kernel, err2 = hashWhole(filepath.Join(dir, "vmlinuz"))
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		l.releases = append(l.releases, r)
+	}
+	return nil
+}
+
+func (l *lab) release(name string) (*release, error) {
+	for _, r := range l.releases {
+		if r.name == name {
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("the release %q was not built", name)
+}
+
+// whole looks at a disk that is off: what the boot loader would choose must be a whole release, with the kernel that belongs to it. It
+// returns the version.
+func (m *machine) whole(ctx context.Context) (string, error) {
+	d, err := partition.OpenDisk(m.disk(), partition.Options{ReadOnly: true})
+	if err != nil {
+		return "", err
+	}
+	slots, err := d.Slots()
+	d.Close()
+	if err != nil {
+		return "", err
+	}
+	next, ok := bootsim.Next(slots)
+	if !ok {
+		return "", errors.New("no slot can be booted")
+	}
+	sum, err := hashFile(m.disk(), next.Start, m.lab.releases[0].size)
+	if err != nil {
+		return "", err
+	}
+	for _, r := range m.lab.releases {
+		if r.usr != sum {
+			continue
+		}
+		kernel, err := m.kernelOf(ctx, next.Label)
+		if err != nil {
+			return "", err
+		}
+		if kernel != r.kernel {
+			return "", fmt.Errorf("slot %s holds release %s, and its kernel is not that release's", next.Label, r.version)
+		}
+		return r.version, nil
+	}
+	return "", fmt.Errorf("slot %s is next to boot (priority %d, tries %d, successful %v), and holds no release", next.Label, next.Priority, next.Tries, next.Successful)
+}
+
+// kernelOf reads a slot's kernel from the EFI system partition with mtools, and returns its SHA-256.
+func (m *machine) kernelOf(ctx context.Context, label string) (string, error) {
+	esp, err := offsetOf(m.disk(), gptimage.TypeEFI, "EFI-SYSTEM")
+	if err != nil {
+		return "", err
+	}
+	name := "::flipside/vmlinuz-" + strings.ToLower(label[strings.LastIndexByte(label, '-')+1:])
+	cmd := exec.CommandContext(ctx, "mtype", "-i", fmt.Sprintf("%s@@%d", m.disk(), esp), name)
+	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	_, err = io.Copy(h, pipe)
+	if err := errors.Join(err, cmd.Wait()); err != nil {
+		return "", fmt.Errorf("the kernel of slot %s: %w: %s", label, err, strings.TrimSpace(stderr.String()))
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func rootOffset(disk string) (int64, error) { return offsetOf(disk, gptimage.TypeLinux, "ROOT") }
+
+// offsetOf returns where a partition begins, in bytes.
+func offsetOf(disk, typ, label string) (int64, error) {
+	d, err := partition.OpenDisk(disk, partition.Options{ReadOnly: true, TypeGUID: uuid.MustParse(typ)})
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close()
+	p, err := d.Slot(label)
+	return p.Start, err
+}
+
+func machineID(name string) string {
+	sum := md5.Sum([]byte(name))
+	return hex.EncodeToString(sum[:])
+}
+
+func hashWhole(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	return hashFile(path, 0, info.Size())
+}
+
+func hashFile(path string, off, n int64) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(f, off, n)); err != nil {
+		return "", fmt.Errorf("hashing %s: %w", path, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}

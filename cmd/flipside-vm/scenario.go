@@ -1,0 +1,328 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/updater"
+)
+
+// Limits on what a machine may take in software emulation on two cores that do nothing else. They only end what hangs.
+const (
+	bootLimit   = 3 * time.Minute
+	updateLimit = 8 * time.Minute
+)
+
+var scenarios = map[string]func(context.Context, *lab) error{
+	"update": update, "fallback": fallback, "cuts": cuts, "table": table, "two": two,
+}
+
+var stories = map[string]string{
+	"update":   "A good release: the host takes it, reboots into it, and confirms it",
+	"fallback": "Bad releases: a kernel that panics, an init that hangs, a failed health check; the host falls back each time",
+	"cuts":     "Power cuts at random moments of an update, of the reboot and of the confirmation",
+	"table":    "A disk whose primary partition table is damaged",
+	"two":      "Two hosts and one reboot semaphore",
+}
+
+// confirmed reports whether a host runs a version and has confirmed it.
+func confirmed(version string) func(view) bool {
+	return func(v view) bool {
+		if !v.up || v.status.Version != version || v.status.Phase != updater.Idle {
+			return false
+		}
+		for _, s := range v.status.Slots {
+			if s.Running {
+				return s.Successful
+			}
+		}
+		return false
+	}
+}
+
+// begin makes a machine on release base, switches it on, and waits until it is up.
+func begin(ctx context.Context, l *lab, name, channel string) (*machine, error) {
+	base, err := l.release("base")
+	if err != nil {
+		return nil, err
+	}
+	if err := l.publish(ctx, channel, base); err != nil {
+		return nil, err
+	}
+	m, err := l.machine(ctx, name, channel)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.on(ctx); err != nil {
+		return nil, err
+	}
+	return m, m.until(ctx, bootLimit, "the host is up on release "+base.version, confirmed(base.version))
+}
+
+func update(ctx context.Context, l *lab) error {
+	m, err := begin(ctx, l, "update", "update")
+	if err != nil {
+		return err
+	}
+	good, err := l.release("good")
+	if err != nil {
+		return err
+	}
+	if err := l.publish(ctx, "update", good); err != nil {
+		return err
+	}
+	if err := m.until(ctx, updateLimit, "the host runs release "+good.version+", confirmed", confirmed(good.version)); err != nil {
+		return err
+	}
+	return m.offOn(ctx, good.version)
+}
+
+// offOn switches a machine off and looks at its disk, which must boot into a version.
+func (m *machine) offOn(ctx context.Context, version string) error {
+	if _, err := m.off(false); err != nil {
+		return err
+	}
+	v, err := m.whole(ctx)
+	if err != nil {
+		m.lab.count.lost++
+		return fmt.Errorf("%s: the disk: %w", m.name, err)
+	}
+	if v != version {
+		return fmt.Errorf("%s: the disk boots into release %s, want %s", m.name, v, version)
+	}
+	return nil
+}
+
+func fallback(ctx context.Context, l *lab) error {
+	base, err := l.release("base")
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"panic", "hang", "sick"} {
+		bad, err := l.release(name)
+		if err != nil {
+			return err
+		}
+		m, err := begin(ctx, l, name, name)
+		if err != nil {
+			return err
+		}
+		if err := l.publish(ctx, name, bad); err != nil {
+			return err
+		}
+		err = m.until(ctx, updateLimit, "the host is back on release "+base.version+" and says that "+bad.version+" failed", func(v view) bool {
+			_, failed := v.status.Quarantine[bad.version]
+			return v.up && v.status.Version == base.version && v.status.Phase == updater.Idle && failed
+		})
+		if err != nil {
+			return err
+		}
+		if err := m.offOn(ctx, base.version); err != nil {
+			return err
+		}
+		st, err := l.semaphore.State(ctx, "vm-"+name)
+		if err != nil {
+			return err
+		}
+		if _, halted := st.Halts[bad.version]; !halted {
+			return fmt.Errorf("release %s failed on a host, and is not halted for its group", bad.version)
+		}
+	}
+	return nil
+}
+
+// moments are the parts of an update at which power is cut, each with what tells that it has begun and how long it may last.
+var moments = []struct {
+	name string
+	last time.Duration
+	now  func(view) bool
+}{
+	{"idle", 8 * time.Second, func(v view) bool { return v.up }},
+	{"download", 30 * time.Second, func(v view) bool { return v.up && v.status.Phase == updater.Applying }},
+	{"read back", 10 * time.Second, func(v view) bool {
+		return v.up && (v.status.Phase == updater.Applying && v.status.Progress != nil && v.status.Progress.Step == "reading back" || v.status.Phase == updater.Armed)
+	}},
+	{"flip", 4 * time.Second, func(v view) bool {
+		return v.up && (v.status.Phase == updater.Armed || v.status.Phase == updater.Rebooting)
+	}},
+	{"boot", 12 * time.Second, func(v view) bool { return v.slots >= 2 }},
+	{"confirm", 5 * time.Second, func(v view) bool { return v.up && v.status.Phase == updater.Trial }},
+}
+
+// cuts updates a host again and again, from the same beginning, and cuts its power at random moments on the way.
+func cuts(ctx context.Context, l *lab) error {
+	base, err := l.release("base")
+	if err != nil {
+		return err
+	}
+	good, err := l.release("good")
+	if err != nil {
+		return err
+	}
+	for round, left := 1, l.cuts; left > 0; round++ {
+		name := fmt.Sprintf("cuts-%d", round)
+		m, err := begin(ctx, l, name, name)
+		if err != nil {
+			return err
+		}
+		if err := l.publish(ctx, name, good); err != nil {
+			return err
+		}
+		for n := min(left, 1+l.random.IntN(6)); n > 0 && !confirmed(good.version)(m.view()); n-- {
+			at := moments[l.random.IntN(len(moments))]
+			wait := time.Duration(l.random.Int64N(int64(at.last)))
+			err := m.until(ctx, updateLimit, "the moment "+at.name+" comes", func(v view) bool { return at.now(v) || confirmed(good.version)(v) })
+			if err != nil {
+				return err
+			}
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			l.mark(m, "moment", fmt.Sprintf("%s + %.1f s", at.name, wait.Seconds()))
+			if err := m.cut(); err != nil {
+				return err
+			}
+			left--
+			if v, err := m.whole(ctx); err != nil {
+				l.count.lost++
+				return fmt.Errorf("%s: after a power cut: %w", m.name, err)
+			} else if v != base.version && v != good.version {
+				return fmt.Errorf("%s: after a power cut the disk boots into release %s", m.name, v)
+			}
+			if err := m.on(ctx); err != nil {
+				return err
+			}
+			if err := m.until(ctx, bootLimit, "the host is up after a power cut", func(v view) bool { return v.up }); err != nil {
+				l.count.lost++
+				return err
+			}
+		}
+		// A cut in a trial boot takes the host back: that release has failed here, until a person says otherwise. Everything else goes on by itself.
+		err = m.until(ctx, updateLimit, "the update is through", func(v view) bool {
+			_, failed := v.status.Quarantine[good.version]
+			return confirmed(good.version)(v) || v.up && v.status.Phase == updater.Idle && failed
+		})
+		if err != nil {
+			return err
+		}
+		if v, err := m.finish(ctx); err != nil {
+			return err
+		} else {
+			l.say("%s: ends on release %s; %d cuts to go", m.name, v, left)
+		}
+		l.reset()
+		if err := os.Remove(m.disk()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish switches a machine off and returns the version that its disk boots into.
+func (m *machine) finish(ctx context.Context) (string, error) {
+	if _, err := m.off(false); err != nil {
+		return "", err
+	}
+	v, err := m.whole(ctx)
+	if err != nil {
+		m.lab.count.lost++
+		err = fmt.Errorf("%s: the disk: %w", m.name, err)
+	}
+	return v, err
+}
+
+func table(ctx context.Context, l *lab) error {
+	base, err := l.release("base")
+	if err != nil {
+		return err
+	}
+	good, err := l.release("good")
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(l.publish(ctx, "table", base), l.publish(ctx, "table", good)); err != nil {
+		return err
+	}
+	m, err := l.machine(ctx, "table", "table")
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(m.disk(), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, 2*512), 512) // the primary header and the first entries
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := m.on(ctx); err != nil {
+		return err
+	}
+	if err := m.until(ctx, updateLimit, "the host runs release "+good.version+", confirmed", confirmed(good.version)); err != nil {
+		return err
+	}
+	return m.offOn(ctx, good.version)
+}
+
+func two(ctx context.Context, l *lab) error {
+	good, err := l.release("good")
+	if err != nil {
+		return err
+	}
+	if err := l.semaphore.SetMax(ctx, "vm-two", 1); err != nil {
+		return err
+	}
+	var pair []*machine
+	for _, name := range []string{"left", "right"} {
+		m, err := begin(ctx, l, name, "two")
+		if err != nil {
+			return err
+		}
+		pair = append(pair, m)
+	}
+	if err := l.publish(ctx, "two", good); err != nil {
+		return err
+	}
+	// Looked at from outside, all the time: no more than one holds, and only one is away.
+	most, watching := 0, make(chan struct{})
+	watch, stop := context.WithCancel(ctx)
+	go func() {
+		defer close(watching)
+		for watch.Err() == nil {
+			if st, err := l.semaphore.State(watch, "vm-two"); err == nil {
+				most = max(most, len(st.Holders))
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}()
+	for _, m := range pair {
+		err = errors.Join(err, m.until(ctx, 2*updateLimit, "the host runs release "+good.version+", confirmed", confirmed(good.version)))
+	}
+	var st lock.State
+	if err == nil {
+		for range 100 { // the last verdict is on its way
+			if st, err = l.semaphore.State(ctx, "vm-two"); err != nil || len(st.Holders) == 0 {
+				break
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+	}
+	stop()
+	<-watching
+	if err != nil {
+		return err
+	}
+	if most != 1 || len(st.Holders) != 0 {
+		return fmt.Errorf("at most %d hosts held the semaphore of 1, and %d do at the end", most, len(st.Holders))
+	}
+	for _, m := range pair {
+		err = errors.Join(err, m.offOn(ctx, good.version))
+	}
+	return err
+}
