@@ -14,7 +14,7 @@ FUZZTIME  ?= 10s
 # What a bare Debian 12 machine lacks. Installed by "make deps" when root runs it; only named otherwise.
 DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace
 
-.PHONY: help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha simulate powercut install clean deps toolchain
+.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha simulate powercut install clean deps toolchain
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,27 @@ simulate: toolchain ## 10 000 simulated hosts under the real decision code of th
 
 powercut: toolchain ## enumerate crash states of a whole update and print the counts
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 30m -v -run 'Enumerate|Mutation|Faults|LyingDisk' ./partition/powercut
+
+VM        ?= dist/vm
+VM_PACKAGES := qemu-system-x86 seabios mmdebstrap e2fsprogs cryptsetup-bin binutils cpio systemd-boot-efi dosfstools mtools gdisk kmod swtpm
+VM_SCENARIOS ?= update,panic,hang,sick,cuts,table,two
+CUTS      ?= 30
+SEED      ?= 1
+
+vm-images: toolchain
+	@.ci/deps $(VM_PACKAGES)
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build $(GOFLAGS_) -o $(BIN)/ ./cmd/...
+	cmd/flipside-vm/build-images $(VM)/images
+
+vm: vm-images ## virtual machines that update, fall back and lose power (root; CUTS=30 SEED=1), with a report in dist/vm
+	$(BIN)/flipside-vm -images $(VM)/images -out $(VM)/out -run $(VM_SCENARIOS) -cuts $(CUTS) -seed $(SEED)
+
+vm-soak: ## the same with 100 power cuts
+	$(MAKE) vm CUTS=100
+
+vm-short: ## one good update, one that falls back, three power cuts
+	$(MAKE) vm VM_SCENARIOS=update,sick,cuts CUTS=3
 
 install: build ## install into $(DESTDIR)$(PREFIX)
 	install -D -m 0755 $(BIN)/flipsided $(DESTDIR)$(PREFIX)/sbin/flipsided

@@ -87,19 +87,20 @@ func newLab(ctx context.Context, images, out string) (*lab, error) {
 	l.semaphore = client
 	// QEMU's user network has this machine's loopback interface at 10.0.2.2.
 	l.etcd = strings.Replace(endpoint, "127.0.0.1", "10.0.2.2", 1)
-	if l.server, err = server.New(filepath.Join(work, "releases"), server.Options{}); err != nil {
-		return nil, err
-	}
-	l.closers = append(l.closers, func() { l.server.Close() })
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
+	public := fmt.Sprintf("http://10.0.2.2:%d", listener.Addr().(*net.TCPAddr).Port)
+	l.url = public + "/v1/update/"
+	if l.server, err = server.New(filepath.Join(work, "releases"), server.Options{PublicURL: public}); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	l.closers = append(l.closers, func() { l.server.Close() })
 	serving, stopServing := context.WithCancel(context.Background())
 	served := make(chan struct{})
 	go func() { defer close(served); l.server.Serve(serving, listener) }()
 	l.closers = append(l.closers, func() { stopServing(); <-served })
-	l.url = fmt.Sprintf("http://10.0.2.2:%d/v1/update/", listener.Addr().(*net.TCPAddr).Port)
 	ok = true
 	return l, nil
 }
@@ -180,6 +181,9 @@ partition   = "usr"
 first_check = "1s"
 interval    = "5s"
 retry       = "2s"
+
+[slots]
+kernels = "/boot/flipside"
 
 [reboot]
 gate_retry = "2s"

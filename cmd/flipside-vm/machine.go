@@ -156,11 +156,21 @@ func (m *machine) read(line string) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.reports == 0 || st.Phase != m.status.Phase || st.Why != m.status.Why && st.Progress == nil {
+	if m.reports == 0 || st.Phase != m.status.Phase || why(st) != why(m.status) {
 		m.lab.mark(m, string(st.Phase), st.Version+": "+st.Why)
 	}
 	m.status = st
 	m.reports++
+}
+
+// why is what a status says, less what changes all the time.
+func why(st updater.Status) string {
+	if st.Progress != nil {
+		return st.Progress.Step
+	}
+	w, _, _ := strings.Cut(st.Why, "; next check")
+	w, _, _ = strings.Cut(w, " (asked")
+	return w
 }
 
 // view is what is known of a machine now.

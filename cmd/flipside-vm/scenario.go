@@ -18,15 +18,17 @@ const (
 )
 
 var scenarios = map[string]func(context.Context, *lab) error{
-	"update": update, "fallback": fallback, "cuts": cuts, "table": table, "two": two,
+	"update": update, "panic": fallback("panic"), "hang": fallback("hang"), "sick": fallback("sick"), "cuts": cuts, "table": table, "two": two,
 }
 
 var stories = map[string]string{
-	"update":   "A good release: the host takes it, reboots into it, and confirms it",
-	"fallback": "Bad releases: a kernel that panics, an init that hangs, a failed health check; the host falls back each time",
-	"cuts":     "Power cuts at random moments of an update, of the reboot and of the confirmation",
-	"table":    "A disk whose primary partition table is damaged",
-	"two":      "Two hosts and one reboot semaphore",
+	"update": "A good release: the host takes it, reboots into it, and confirms it",
+	"panic":  "A release whose kernel panics: the host falls back",
+	"hang":   "A release whose init hangs: the watchdog restarts the host, and it falls back",
+	"sick":   "A release that fails its health check: the host falls back",
+	"cuts":   "Power cuts at random moments of an update, of the reboot and of the confirmation",
+	"table":  "A disk whose primary partition table is damaged",
+	"two":    "Two hosts and one reboot semaphore",
 }
 
 // confirmed reports whether a host runs a version and has confirmed it.
@@ -97,12 +99,13 @@ func (m *machine) offOn(ctx context.Context, version string) error {
 	return nil
 }
 
-func fallback(ctx context.Context, l *lab) error {
-	base, err := l.release("base")
-	if err != nil {
-		return err
-	}
-	for _, name := range []string{"panic", "hang", "sick"} {
+// fallback gives a host a bad release: it must be back on the old one by itself, and the cluster must have halted the bad one.
+func fallback(name string) func(context.Context, *lab) error {
+	return func(ctx context.Context, l *lab) error {
+		base, err := l.release("base")
+		if err != nil {
+			return err
+		}
 		bad, err := l.release(name)
 		if err != nil {
 			return err
@@ -116,12 +119,9 @@ func fallback(ctx context.Context, l *lab) error {
 		}
 		err = m.until(ctx, updateLimit, "the host is back on release "+base.version+" and says that "+bad.version+" failed", func(v view) bool {
 			_, failed := v.status.Quarantine[bad.version]
-			return v.up && v.status.Version == base.version && v.status.Phase == updater.Idle && failed
+			return v.up && v.status.Version == base.version && v.status.Phase == updater.Idle && failed && v.status.Verdict == nil
 		})
 		if err != nil {
-			return err
-		}
-		if err := m.offOn(ctx, base.version); err != nil {
 			return err
 		}
 		st, err := l.semaphore.State(ctx, "vm-"+name)
@@ -131,8 +131,8 @@ func fallback(ctx context.Context, l *lab) error {
 		if _, halted := st.Halts[bad.version]; !halted {
 			return fmt.Errorf("release %s failed on a host, and is not halted for its group", bad.version)
 		}
+		return m.offOn(ctx, base.version)
 	}
-	return nil
 }
 
 // moments are the parts of an update at which power is cut, each with what tells that it has begun and how long it may last.
