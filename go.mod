@@ -10,6 +10,7 @@ require (
 	github.com/flatcar/go-omaha v0.0.2-0.20251014063321-4998849bd39c
 	github.com/godbus/dbus/v5 v5.2.4
 	github.com/google/go-cmp v0.7.0
+	github.com/google/go-tpm v0.9.8
 	github.com/google/renameio/v2 v2.0.2
 	github.com/google/uuid v1.6.0
 	github.com/hashicorp/go-retryablehttp v0.7.8
