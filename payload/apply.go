@@ -338,7 +338,11 @@ func (a *apply) end(ctx context.Context, r io.Reader) error {
 			return fmt.Errorf("%w: the payload has SHA-256 %x, want %x", ErrHash, got, *want)
 		}
 	}
-	if err := a.p.keys.verify(sigs, [32]byte(a.signed.Sum(nil))); err != nil {
+	signers, err := a.p.keys.verify(sigs, [32]byte(a.signed.Sum(nil)))
+	if err == nil {
+		err = a.p.keys.judge(signers, a.p.MaxTimestamp, a.p.floor)
+	}
+	if err != nil {
 		return fmt.Errorf("the payload's signature: %w", err)
 	}
 	a.progress(a.p.sigOff + a.p.sigSize)

@@ -14,11 +14,11 @@ type nested map[protowire.Number]nested
 
 func nestedV1() nested {
 	operation := nested{4: nil, 6: nil}
-	return nested{1: operation, 2: operation, 8: nil, 9: nil, 10: {2: operation, 3: nil, 4: nil}}
+	return nested{1: operation, 2: operation, 8: nil, 9: nil, 11: nil, 10: {2: operation, 3: nil, 4: nil}}
 }
 
 func nestedV2() nested {
-	return nested{13: {5: nil, 6: nil, 7: nil, 8: {4: nil, 6: nil}}}
+	return nested{11: nil, 13: {5: nil, 6: nil, 7: nil, 8: {4: nil, 6: nil}}}
 }
 
 // bound counts the messages in a manifest without building any of them, and refuses too many.

@@ -12,6 +12,7 @@ var (
 	ErrHash        = errors.New("wrong hash")
 	ErrSize        = errors.New("the image does not fit")
 	ErrRollback    = errors.New("the payload is older than what this host has confirmed")
+	ErrProduct     = errors.New("the payload is for another product")
 	ErrSource      = errors.New("reading the payload")
 	ErrTarget      = errors.New("writing the image")
 )
@@ -22,7 +23,7 @@ func OmahaCode(err error) int {
 		err  error
 		code int
 	}{
-		{ErrNoKey, 18}, {ErrUnsigned, 17}, {ErrSignature, 18}, {ErrRollback, 51}, {ErrUnsupported, 45}, {ErrHash, 29}, {ErrSize, 7},
+		{ErrNoKey, 18}, {ErrUnsigned, 17}, {ErrSignature, 18}, {ErrRollback, 51}, {ErrProduct, 45}, {ErrUnsupported, 45}, {ErrHash, 29}, {ErrSize, 7},
 		{ErrMalformed, 23}, {ErrSource, 9}, {ErrTarget, 14},
 	} {
 		if errors.Is(err, c.err) {

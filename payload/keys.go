@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -19,7 +20,22 @@ import (
 )
 
 // Keyring holds the public keys whose signatures are believed. The zero Keyring believes nobody.
-type Keyring struct{ keys []crypto.PublicKey }
+type Keyring struct {
+	// Need is how many different keys must have signed a payload; 0 is 1.
+	Need int
+	keys []Key
+}
+
+// Key is a pinned key.
+type Key struct {
+	Public crypto.PublicKey
+	Name   string // for people
+	// NotBefore and NotAfter bound the max_timestamp of the payloads that the key may sign; 0 is no bound. A payload is judged by the number that it
+	// is signed with, and not by a clock. One without a number is too late for a key that ended below the floor.
+	NotBefore, NotAfter int64
+}
+
+func (k *Keyring) need() int { return max(1, k.Need) }
 
 // Len returns the number of keys.
 func (k *Keyring) Len() int {
@@ -29,8 +45,31 @@ func (k *Keyring) Len() int {
 	return len(k.keys)
 }
 
-// Add pins a key: RSA of at least 2048 bits, or ECDSA on P-256.
-func (k *Keyring) Add(key crypto.PublicKey) error {
+// Add pins a key without bounds: RSA of at least 2048 bits, or ECDSA on P-256.
+func (k *Keyring) Add(key crypto.PublicKey) error { return k.Pin(Key{Public: key}) }
+
+// Pin pins a key. A key that is pinned already is not pinned again: its name and bounds stay those of the first time.
+func (k *Keyring) Pin(key Key) error {
+	if err := CheckKey(key.Public); err != nil {
+		return err
+	}
+	for _, old := range k.keys {
+		if same, ok := old.Public.(interface{ Equal(crypto.PublicKey) bool }); ok && same.Equal(key.Public) {
+			return nil
+		}
+	}
+	if len(k.keys) == maxKeys {
+		return fmt.Errorf("more than %d keys", maxKeys)
+	}
+	k.keys = append(k.keys, key)
+	return nil
+}
+
+// maxKeys bounds, with maxSignatures, the work of checking a payload.
+const maxKeys = 64
+
+// CheckKey reports whether a public key is one that can be pinned.
+func CheckKey(key crypto.PublicKey) error {
 	switch key := key.(type) {
 	case *rsa.PublicKey:
 		if n := key.N.BitLen(); n < 2048 || n > 8192 {
@@ -43,13 +82,26 @@ func (k *Keyring) Add(key crypto.PublicKey) error {
 	default:
 		return fmt.Errorf("a key of type %T is not accepted, want RSA or ECDSA", key)
 	}
-	k.keys = append(k.keys, key)
 	return nil
 }
 
 // AddPEM pins every public key in PEM data, of which there must be one at least.
 func (k *Keyring) AddPEM(data []byte) error {
-	n := 0
+	keys, err := ParsePEM(data)
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := k.Add(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ParsePEM reads every public key in PEM data, of which there must be one at least, and each of a kind that can be pinned.
+func ParsePEM(data []byte) ([]crypto.PublicKey, error) {
+	var keys []crypto.PublicKey
 	for {
 		block, rest := pem.Decode(data)
 		if block == nil {
@@ -57,21 +109,21 @@ func (k *Keyring) AddPEM(data []byte) error {
 		}
 		data = rest
 		if block.Type != "PUBLIC KEY" {
-			return fmt.Errorf("a PEM block of type %q is not a public key", block.Type)
+			return nil, fmt.Errorf("a PEM block of type %q is not a public key", block.Type)
 		}
 		key, err := x509.ParsePKIXPublicKey(block.Bytes)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if err := k.Add(key); err != nil {
-			return err
+		if err := CheckKey(key); err != nil {
+			return nil, err
 		}
-		n++
+		keys = append(keys, key)
 	}
-	if n == 0 {
-		return errors.New("no PEM block of a public key")
+	if len(keys) == 0 {
+		return nil, errors.New("no PEM block of a public key")
 	}
-	return nil
+	return keys, nil
 }
 
 // LoadKeys pins the keys in PEM files, and in the files of directories whose names end in .pem. Paths that are not there are left out; with no
@@ -118,48 +170,81 @@ func LoadKeys(paths ...string) (*Keyring, error) {
 // maxSignatures bounds the signatures in one message, and with the number of keys the work of checking them.
 const maxSignatures = 16
 
-// verify checks a Signatures message over a SHA-256: one signature by one pinned key is enough, so that keys can rotate.
-func (k *Keyring) verify(message []byte, digest [32]byte) error {
+// verify checks a Signatures message over a SHA-256 and returns which keys have signed, of which there are as many as are needed. One signature by one
+// pinned key is enough if nothing else was asked for, so that keys can rotate; others may be by anyone.
+func (k *Keyring) verify(message []byte, digest [32]byte) ([]int, error) {
 	if k.Len() == 0 {
-		return ErrNoKey
+		return nil, ErrNoKey
 	}
 	var sigs metadata.Signatures
 	if err := proto.Unmarshal(message, &sigs); err != nil {
-		return fmt.Errorf("%w: the signatures cannot be read: %w", ErrMalformed, err)
+		return nil, fmt.Errorf("%w: the signatures cannot be read: %w", ErrMalformed, err)
 	}
 	if n := len(sigs.Signatures); n == 0 {
-		return ErrUnsigned
+		return nil, ErrUnsigned
 	} else if n > maxSignatures {
-		return fmt.Errorf("%w: %d signatures, at most %d", ErrMalformed, n, maxSignatures)
+		return nil, fmt.Errorf("%w: %d signatures, at most %d", ErrMalformed, n, maxSignatures)
 	}
+	var signers []int
 	for _, s := range sigs.Signatures {
 		data := s.Data
 		if s.UnpaddedSignatureSize != nil {
 			if int64(*s.UnpaddedSignatureSize) > int64(len(data)) {
-				return fmt.Errorf("%w: a signature of %d bytes says that it has %d", ErrMalformed, len(data), *s.UnpaddedSignatureSize)
+				return nil, fmt.Errorf("%w: a signature of %d bytes says that it has %d", ErrMalformed, len(data), *s.UnpaddedSignatureSize)
 			}
 			data = data[:*s.UnpaddedSignatureSize]
 		}
-		if k.verifyOne(data, digest) {
-			return nil
+		if i, ok := k.verifyOne(data, digest); ok && !slices.Contains(signers, i) {
+			signers = append(signers, i)
 		}
 	}
-	return fmt.Errorf("%w: %d signatures, %d pinned keys", ErrSignature, len(sigs.Signatures), k.Len())
+	if len(signers) == 0 {
+		return nil, fmt.Errorf("%w: %d signatures, %d pinned keys", ErrSignature, len(sigs.Signatures), k.Len())
+	}
+	return signers, k.enough(signers, "")
 }
 
-// verifyOne checks a raw signature.
-func (k *Keyring) verifyOne(sig []byte, digest [32]byte) bool {
-	for _, key := range k.keys {
-		switch key := key.(type) {
+func (k *Keyring) enough(signers []int, why string) error {
+	if len(signers) >= k.need() {
+		return nil
+	}
+	return fmt.Errorf("%w: %d of %d pinned keys have signed, and %d must%s", ErrSignature, len(signers), k.Len(), k.need(), why)
+}
+
+// judge checks that enough of the signers were in their time when they signed a payload with this number.
+func (k *Keyring) judge(signers []int, number, floor int64) error {
+	var in []int
+	why := ""
+	for _, i := range signers {
+		key, when := k.keys[i], number
+		if number == 0 {
+			when = floor
+		}
+		switch {
+		case key.NotAfter != 0 && when > key.NotAfter:
+			why += fmt.Sprintf("; key %q ended at %d, and the payload's number is %d", key.Name, key.NotAfter, number)
+		case key.NotBefore != 0 && number != 0 && number < key.NotBefore:
+			why += fmt.Sprintf("; key %q begins at %d, and the payload's number is %d", key.Name, key.NotBefore, number)
+		default:
+			in = append(in, i)
+		}
+	}
+	return k.enough(in, why)
+}
+
+// verifyOne checks a raw signature and returns whose it is.
+func (k *Keyring) verifyOne(sig []byte, digest [32]byte) (int, bool) {
+	for i, key := range k.keys {
+		switch key := key.Public.(type) {
 		case *rsa.PublicKey:
 			if rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], sig) == nil {
-				return true
+				return i, true
 			}
 		case *ecdsa.PublicKey:
 			if ecdsa.VerifyASN1(key, digest[:], sig) {
-				return true
+				return i, true
 			}
 		}
 	}
-	return false
+	return 0, false
 }

@@ -39,6 +39,8 @@ type Options struct {
 	Keys *Keyring
 	// MinTimestamp is the floor: a payload whose max_timestamp is below it is refused. 0 is no floor.
 	MinTimestamp int64
+	// Product, if it is not empty, is the product that a payload must say it is for; one that says nothing is refused too.
+	Product string
 	// MetadataSignature is a detached signature of the metadata (Omaha's MetadataSignatureRsa, decoded). Major 1 carries none of its own.
 	MetadataSignature []byte
 }
@@ -68,12 +70,14 @@ type Payload struct {
 	Major, Minor   int
 	Partitions     []Partition
 	MaxTimestamp   int64
+	Product        string // that it says it is for (new_image_info.board); "" if it says nothing
 	MetadataSize   int64
 	ManifestSHA256 [32]byte // of header and manifest
 	Size           int64
 
 	src      Source
 	keys     *Keyring
+	floor    int64
 	blobs    int64 // offset of the first blob
 	sigOff   int64 // of the signatures, relative to blobs
 	sigSize  int64
@@ -157,17 +161,21 @@ func open(ctx context.Context, src Source, opt Options) (*Payload, error) {
 	}
 	p.metadata, p.metaSig = buf.Bytes()[:p.MetadataSize], buf.Bytes()[p.MetadataSize:]
 	p.ManifestSHA256 = sha256.Sum256(p.metadata)
+	var signers []int
 	switch {
 	case opt.Keys.Len() == 0:
 		// Inspect: nobody is believed, and nothing is applied.
-	case len(opt.MetadataSignature) > 0:
-		if !opt.Keys.verifyOne(opt.MetadataSignature, p.ManifestSHA256) {
+	case len(opt.MetadataSignature) > 0 && opt.Keys.need() == 1:
+		// It is one signature; where more are needed, those in the file must do.
+		i, ok := opt.Keys.verifyOne(opt.MetadataSignature, p.ManifestSHA256)
+		if !ok {
 			return nil, fmt.Errorf("the metadata's detached signature: %w", ErrSignature)
 		}
+		signers = []int{i}
 	case p.Major == 2 && metaSig == 0:
 		return nil, fmt.Errorf("the metadata: %w", ErrUnsigned)
 	case p.Major == 2:
-		if err := opt.Keys.verify(p.metaSig, p.ManifestSHA256); err != nil {
+		if signers, err = opt.Keys.verify(p.metaSig, p.ManifestSHA256); err != nil {
 			return nil, fmt.Errorf("the metadata's signature: %w", err)
 		}
 	}
@@ -179,9 +187,21 @@ func open(ctx context.Context, src Source, opt Options) (*Payload, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(p.Product) > 128 {
+		return nil, malformed("the name of its product has %d bytes, at most 128", len(p.Product))
+	}
+	if signers != nil {
+		if err := opt.Keys.judge(signers, p.MaxTimestamp, opt.MinTimestamp); err != nil {
+			return nil, fmt.Errorf("the metadata's signature: %w", err)
+		}
+	}
 	if p.MaxTimestamp < opt.MinTimestamp {
 		return nil, fmt.Errorf("%w: its timestamp is %d, the floor %d", ErrRollback, p.MaxTimestamp, opt.MinTimestamp)
 	}
+	if opt.Product != "" && p.Product != opt.Product {
+		return nil, fmt.Errorf("%w: it is for %q, this host is %q", ErrProduct, p.Product, opt.Product)
+	}
+	p.floor = opt.MinTimestamp
 	return p, nil
 }
 
@@ -213,7 +233,7 @@ func (p *Payload) readV2(data []byte) error {
 	if len(m.Partitions) == 0 || len(m.Partitions) > 16 {
 		return malformed("%d partitions, want 1 to 16", len(m.Partitions))
 	}
-	p.Minor, p.MaxTimestamp = int(m.GetMinorVersion()), m.GetMaxTimestamp()
+	p.Minor, p.MaxTimestamp, p.Product = int(m.GetMinorVersion()), m.GetMaxTimestamp(), m.GetNewImageInfo().GetBoard()
 	delta := false
 	for _, mp := range m.Partitions {
 		delta = delta || mp.OldPartitionInfo != nil
@@ -267,6 +287,7 @@ func (p *Payload) readV1(data []byte) error {
 	if m.BlockSize != nil && m.GetBlockSize() != blockSize {
 		return malformed("blocks of %d bytes, want %d", m.GetBlockSize(), blockSize)
 	}
+	p.MaxTimestamp, p.Product = m.GetMaxTimestamp(), m.GetNewImageInfo().GetBoard()
 	part, err := newPartition("usr", m.OldPartitionInfo, m.NewPartitionInfo)
 	if err != nil {
 		return err

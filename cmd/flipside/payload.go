@@ -36,6 +36,7 @@ type payloadInfo struct {
 	Size         int64           `json:"size"`
 	MetadataSize int64           `json:"metadata_size"`
 	MaxTimestamp int64           `json:"max_timestamp,omitempty"`
+	Product      string          `json:"product,omitempty"`
 	Partitions   []partitionInfo `json:"partitions"`
 }
 
@@ -49,7 +50,7 @@ type partitionInfo struct {
 func describe(file string, p *payload.Payload, verified string) payloadInfo {
 	info := payloadInfo{
 		Schema: "flipside.payload/v1", File: file, Verified: verified, Major: p.Major, Minor: p.Minor, Kind: "full",
-		Size: p.Size, MetadataSize: p.MetadataSize, MaxTimestamp: p.MaxTimestamp,
+		Size: p.Size, MetadataSize: p.MetadataSize, MaxTimestamp: p.MaxTimestamp, Product: p.Product,
 	}
 	if p.Delta() {
 		info.Kind = "delta"
@@ -67,6 +68,9 @@ func (a *app) printInfo(info payloadInfo) error {
 	fmt.Fprintf(a.stdout, "%s: %s payload, major version %d, %s (%d bytes)\n", info.File, info.Kind, info.Major, formatBytes(info.Size), info.Size)
 	tw := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(tw, "metadata\t%d bytes\n", info.MetadataSize)
+	if p := info.Product; p != "" {
+		fmt.Fprintf(tw, "product\t%q\n", p)
+	}
 	if info.MaxTimestamp != 0 {
 		fmt.Fprintf(tw, "timestamp\t%d\n", info.MaxTimestamp)
 	}

@@ -119,7 +119,7 @@ func loadSigner(path string) (crypto.Signer, error) {
 
 func (a *app) payloadCreateCommand() *cobra.Command {
 	var images, keys []string
-	var out, compress string
+	var out, compress, product string
 	var timestamp int64
 	var force bool
 	cmd := &cobra.Command{
@@ -137,7 +137,7 @@ Beside FILE it writes FILE.json with the properties that release servers ask for
 			if _, err := os.Stat(out); err == nil && !force {
 				return withHint(fmt.Errorf("%s exists already", out), "--force replaces it")
 			}
-			spec := build.Spec{Compression: build.Compression(compress), MaxTimestamp: timestamp, TempDir: filepath.Dir(out)}
+			spec := build.Spec{Compression: build.Compression(compress), MaxTimestamp: timestamp, Product: product, TempDir: filepath.Dir(out)}
 			for _, k := range keys {
 				s, err := loadSigner(k)
 				if err != nil {
@@ -203,6 +203,7 @@ Beside FILE it writes FILE.json with the properties that release servers ask for
 	f.StringVarP(&out, "out", "o", "", "payload file to write")
 	f.StringVar(&compress, "compress", string(build.Zstd), "zstd, xz, bzip2 or none")
 	f.Int64Var(&timestamp, "max-timestamp", 0, "monotonic number of the release, against going back; 0 is none")
+	f.StringVar(&product, "product", "", "what the payload is for; a host with trust.product takes no other")
 	f.BoolVar(&force, "force", false, "replace the payload file if it exists")
 	return cmd
 }

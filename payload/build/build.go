@@ -56,6 +56,7 @@ type Spec struct {
 	Images       []Image
 	Compression  Compression // "" means zstd
 	MaxTimestamp int64
+	Product      string          // what the payload is for; hosts that name theirs take no other. "" says nothing
 	Keys         []crypto.Signer // RSA or ECDSA P-256; at least one
 	TempDir      string          // for compressed data; "" means the system's
 	Progress     func(done, total int64)
@@ -91,6 +92,9 @@ func Full(ctx context.Context, w io.Writer, s Spec) (Result, error) {
 	m := &metadata.Manifest{BlockSize: proto.Uint32(blockSize), MinorVersion: proto.Uint32(0)}
 	if s.MaxTimestamp != 0 {
 		m.MaxTimestamp = proto.Int64(s.MaxTimestamp)
+	}
+	if s.Product != "" {
+		m.NewImageInfo = &metadata.ImageInfo{Board: proto.String(s.Product)}
 	}
 	b := &builder{spec: s, blobs: blobs, ctx: ctx}
 	for _, img := range s.Images {

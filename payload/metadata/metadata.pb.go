@@ -397,12 +397,58 @@ func (x *PartitionUpdate) GetVersion() string {
 	return ""
 }
 
+// ImageInfo says what an image is of.
+type ImageInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Board         *string                `protobuf:"bytes,1,opt,name=board" json:"board,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageInfo) Reset() {
+	*x = ImageInfo{}
+	mi := &file_payload_metadata_metadata_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageInfo) ProtoMessage() {}
+
+func (x *ImageInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_payload_metadata_metadata_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageInfo.ProtoReflect.Descriptor instead.
+func (*ImageInfo) Descriptor() ([]byte, []int) {
+	return file_payload_metadata_metadata_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ImageInfo) GetBoard() string {
+	if x != nil && x.Board != nil {
+		return *x.Board
+	}
+	return ""
+}
+
 // Manifest is DeltaArchiveManifest of major 2.
 type Manifest struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	BlockSize        *uint32                `protobuf:"varint,3,opt,name=block_size,json=blockSize" json:"block_size,omitempty"`
 	SignaturesOffset *uint64                `protobuf:"varint,4,opt,name=signatures_offset,json=signaturesOffset" json:"signatures_offset,omitempty"`
 	SignaturesSize   *uint64                `protobuf:"varint,5,opt,name=signatures_size,json=signaturesSize" json:"signatures_size,omitempty"`
+	NewImageInfo     *ImageInfo             `protobuf:"bytes,11,opt,name=new_image_info,json=newImageInfo" json:"new_image_info,omitempty"`
 	MinorVersion     *uint32                `protobuf:"varint,12,opt,name=minor_version,json=minorVersion" json:"minor_version,omitempty"`
 	Partitions       []*PartitionUpdate     `protobuf:"bytes,13,rep,name=partitions" json:"partitions,omitempty"`
 	MaxTimestamp     *int64                 `protobuf:"varint,14,opt,name=max_timestamp,json=maxTimestamp" json:"max_timestamp,omitempty"`
@@ -413,7 +459,7 @@ type Manifest struct {
 
 func (x *Manifest) Reset() {
 	*x = Manifest{}
-	mi := &file_payload_metadata_metadata_proto_msgTypes[5]
+	mi := &file_payload_metadata_metadata_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +471,7 @@ func (x *Manifest) String() string {
 func (*Manifest) ProtoMessage() {}
 
 func (x *Manifest) ProtoReflect() protoreflect.Message {
-	mi := &file_payload_metadata_metadata_proto_msgTypes[5]
+	mi := &file_payload_metadata_metadata_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +484,7 @@ func (x *Manifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manifest.ProtoReflect.Descriptor instead.
 func (*Manifest) Descriptor() ([]byte, []int) {
-	return file_payload_metadata_metadata_proto_rawDescGZIP(), []int{5}
+	return file_payload_metadata_metadata_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Manifest) GetBlockSize() uint32 {
@@ -460,6 +506,13 @@ func (x *Manifest) GetSignaturesSize() uint64 {
 		return *x.SignaturesSize
 	}
 	return 0
+}
+
+func (x *Manifest) GetNewImageInfo() *ImageInfo {
+	if x != nil {
+		return x.NewImageInfo
+	}
+	return nil
 }
 
 func (x *Manifest) GetMinorVersion() uint32 {
@@ -501,13 +554,16 @@ type ManifestV1 struct {
 	OldPartitionInfo    *PartitionInfo         `protobuf:"bytes,8,opt,name=old_partition_info,json=oldPartitionInfo" json:"old_partition_info,omitempty"`
 	NewPartitionInfo    *PartitionInfo         `protobuf:"bytes,9,opt,name=new_partition_info,json=newPartitionInfo" json:"new_partition_info,omitempty"`
 	Procedures          []*InstallProcedure    `protobuf:"bytes,10,rep,name=procedures" json:"procedures,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// As in major 2. Flatcar's generator does not write these two, and its reader skips them.
+	NewImageInfo  *ImageInfo `protobuf:"bytes,11,opt,name=new_image_info,json=newImageInfo" json:"new_image_info,omitempty"`
+	MaxTimestamp  *int64     `protobuf:"varint,14,opt,name=max_timestamp,json=maxTimestamp" json:"max_timestamp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ManifestV1) Reset() {
 	*x = ManifestV1{}
-	mi := &file_payload_metadata_metadata_proto_msgTypes[6]
+	mi := &file_payload_metadata_metadata_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +575,7 @@ func (x *ManifestV1) String() string {
 func (*ManifestV1) ProtoMessage() {}
 
 func (x *ManifestV1) ProtoReflect() protoreflect.Message {
-	mi := &file_payload_metadata_metadata_proto_msgTypes[6]
+	mi := &file_payload_metadata_metadata_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +588,7 @@ func (x *ManifestV1) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestV1.ProtoReflect.Descriptor instead.
 func (*ManifestV1) Descriptor() ([]byte, []int) {
-	return file_payload_metadata_metadata_proto_rawDescGZIP(), []int{6}
+	return file_payload_metadata_metadata_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ManifestV1) GetPartitionOperations() []*InstallOperation {
@@ -591,6 +647,20 @@ func (x *ManifestV1) GetProcedures() []*InstallProcedure {
 	return nil
 }
 
+func (x *ManifestV1) GetNewImageInfo() *ImageInfo {
+	if x != nil {
+		return x.NewImageInfo
+	}
+	return nil
+}
+
+func (x *ManifestV1) GetMaxTimestamp() int64 {
+	if x != nil && x.MaxTimestamp != nil {
+		return *x.MaxTimestamp
+	}
+	return 0
+}
+
 type InstallProcedure struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          *int32                 `protobuf:"varint,1,opt,name=type" json:"type,omitempty"` // 0 KERNEL, 1 PCR_POLICY
@@ -603,7 +673,7 @@ type InstallProcedure struct {
 
 func (x *InstallProcedure) Reset() {
 	*x = InstallProcedure{}
-	mi := &file_payload_metadata_metadata_proto_msgTypes[7]
+	mi := &file_payload_metadata_metadata_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +685,7 @@ func (x *InstallProcedure) String() string {
 func (*InstallProcedure) ProtoMessage() {}
 
 func (x *InstallProcedure) ProtoReflect() protoreflect.Message {
-	mi := &file_payload_metadata_metadata_proto_msgTypes[7]
+	mi := &file_payload_metadata_metadata_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +698,7 @@ func (x *InstallProcedure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallProcedure.ProtoReflect.Descriptor instead.
 func (*InstallProcedure) Descriptor() ([]byte, []int) {
-	return file_payload_metadata_metadata_proto_rawDescGZIP(), []int{7}
+	return file_payload_metadata_metadata_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InstallProcedure) GetType() int32 {
@@ -670,7 +740,7 @@ type Signatures_Signature struct {
 
 func (x *Signatures_Signature) Reset() {
 	*x = Signatures_Signature{}
-	mi := &file_payload_metadata_metadata_proto_msgTypes[8]
+	mi := &file_payload_metadata_metadata_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +752,7 @@ func (x *Signatures_Signature) String() string {
 func (*Signatures_Signature) ProtoMessage() {}
 
 func (x *Signatures_Signature) ProtoReflect() protoreflect.Message {
-	mi := &file_payload_metadata_metadata_proto_msgTypes[8]
+	mi := &file_payload_metadata_metadata_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,18 +839,21 @@ const file_payload_metadata_metadata_proto_rawDesc = "" +
 	"operations\x18\b \x03(\v2\".flipside.payload.InstallOperationR\n" +
 	"operations\x121\n" +
 	"\x14postinstall_optional\x18\t \x01(\bR\x13postinstallOptional\x12\x18\n" +
-	"\aversion\x18\x11 \x01(\tR\aversion\"\xb3\x02\n" +
+	"\aversion\x18\x11 \x01(\tR\aversion\"!\n" +
+	"\tImageInfo\x12\x14\n" +
+	"\x05board\x18\x01 \x01(\tR\x05board\"\xf6\x02\n" +
 	"\bManifest\x12\x1d\n" +
 	"\n" +
 	"block_size\x18\x03 \x01(\rR\tblockSize\x12+\n" +
 	"\x11signatures_offset\x18\x04 \x01(\x04R\x10signaturesOffset\x12'\n" +
-	"\x0fsignatures_size\x18\x05 \x01(\x04R\x0esignaturesSize\x12#\n" +
+	"\x0fsignatures_size\x18\x05 \x01(\x04R\x0esignaturesSize\x12A\n" +
+	"\x0enew_image_info\x18\v \x01(\v2\x1b.flipside.payload.ImageInfoR\fnewImageInfo\x12#\n" +
 	"\rminor_version\x18\f \x01(\rR\fminorVersion\x12A\n" +
 	"\n" +
 	"partitions\x18\r \x03(\v2!.flipside.payload.PartitionUpdateR\n" +
 	"partitions\x12#\n" +
 	"\rmax_timestamp\x18\x0e \x01(\x03R\fmaxTimestamp\x12%\n" +
-	"\x0epartial_update\x18\x10 \x01(\bR\rpartialUpdate\"\x87\x04\n" +
+	"\x0epartial_update\x18\x10 \x01(\bR\rpartialUpdate\"\xef\x04\n" +
 	"\n" +
 	"ManifestV1\x12U\n" +
 	"\x14partition_operations\x18\x01 \x03(\v2\".flipside.payload.InstallOperationR\x13partitionOperations\x12K\n" +
@@ -794,7 +867,9 @@ const file_payload_metadata_metadata_proto_rawDesc = "" +
 	"\n" +
 	"procedures\x18\n" +
 	" \x03(\v2\".flipside.payload.InstallProcedureR\n" +
-	"procedures\"\xe2\x01\n" +
+	"procedures\x12A\n" +
+	"\x0enew_image_info\x18\v \x01(\v2\x1b.flipside.payload.ImageInfoR\fnewImageInfo\x12#\n" +
+	"\rmax_timestamp\x18\x0e \x01(\x03R\fmaxTimestamp\"\xe2\x01\n" +
 	"\x10InstallProcedure\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\x05R\x04type\x12B\n" +
 	"\n" +
@@ -815,40 +890,43 @@ func file_payload_metadata_metadata_proto_rawDescGZIP() []byte {
 	return file_payload_metadata_metadata_proto_rawDescData
 }
 
-var file_payload_metadata_metadata_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_payload_metadata_metadata_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_payload_metadata_metadata_proto_goTypes = []any{
 	(*Extent)(nil),               // 0: flipside.payload.Extent
 	(*Signatures)(nil),           // 1: flipside.payload.Signatures
 	(*PartitionInfo)(nil),        // 2: flipside.payload.PartitionInfo
 	(*InstallOperation)(nil),     // 3: flipside.payload.InstallOperation
 	(*PartitionUpdate)(nil),      // 4: flipside.payload.PartitionUpdate
-	(*Manifest)(nil),             // 5: flipside.payload.Manifest
-	(*ManifestV1)(nil),           // 6: flipside.payload.ManifestV1
-	(*InstallProcedure)(nil),     // 7: flipside.payload.InstallProcedure
-	(*Signatures_Signature)(nil), // 8: flipside.payload.Signatures.Signature
+	(*ImageInfo)(nil),            // 5: flipside.payload.ImageInfo
+	(*Manifest)(nil),             // 6: flipside.payload.Manifest
+	(*ManifestV1)(nil),           // 7: flipside.payload.ManifestV1
+	(*InstallProcedure)(nil),     // 8: flipside.payload.InstallProcedure
+	(*Signatures_Signature)(nil), // 9: flipside.payload.Signatures.Signature
 }
 var file_payload_metadata_metadata_proto_depIdxs = []int32{
-	8,  // 0: flipside.payload.Signatures.signatures:type_name -> flipside.payload.Signatures.Signature
+	9,  // 0: flipside.payload.Signatures.signatures:type_name -> flipside.payload.Signatures.Signature
 	0,  // 1: flipside.payload.InstallOperation.src_extents:type_name -> flipside.payload.Extent
 	0,  // 2: flipside.payload.InstallOperation.dst_extents:type_name -> flipside.payload.Extent
-	8,  // 3: flipside.payload.PartitionUpdate.new_partition_signature:type_name -> flipside.payload.Signatures.Signature
+	9,  // 3: flipside.payload.PartitionUpdate.new_partition_signature:type_name -> flipside.payload.Signatures.Signature
 	2,  // 4: flipside.payload.PartitionUpdate.old_partition_info:type_name -> flipside.payload.PartitionInfo
 	2,  // 5: flipside.payload.PartitionUpdate.new_partition_info:type_name -> flipside.payload.PartitionInfo
 	3,  // 6: flipside.payload.PartitionUpdate.operations:type_name -> flipside.payload.InstallOperation
-	4,  // 7: flipside.payload.Manifest.partitions:type_name -> flipside.payload.PartitionUpdate
-	3,  // 8: flipside.payload.ManifestV1.partition_operations:type_name -> flipside.payload.InstallOperation
-	3,  // 9: flipside.payload.ManifestV1.noop_operations:type_name -> flipside.payload.InstallOperation
-	2,  // 10: flipside.payload.ManifestV1.old_partition_info:type_name -> flipside.payload.PartitionInfo
-	2,  // 11: flipside.payload.ManifestV1.new_partition_info:type_name -> flipside.payload.PartitionInfo
-	7,  // 12: flipside.payload.ManifestV1.procedures:type_name -> flipside.payload.InstallProcedure
-	3,  // 13: flipside.payload.InstallProcedure.operations:type_name -> flipside.payload.InstallOperation
-	2,  // 14: flipside.payload.InstallProcedure.old_info:type_name -> flipside.payload.PartitionInfo
-	2,  // 15: flipside.payload.InstallProcedure.new_info:type_name -> flipside.payload.PartitionInfo
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	5,  // 7: flipside.payload.Manifest.new_image_info:type_name -> flipside.payload.ImageInfo
+	4,  // 8: flipside.payload.Manifest.partitions:type_name -> flipside.payload.PartitionUpdate
+	3,  // 9: flipside.payload.ManifestV1.partition_operations:type_name -> flipside.payload.InstallOperation
+	3,  // 10: flipside.payload.ManifestV1.noop_operations:type_name -> flipside.payload.InstallOperation
+	2,  // 11: flipside.payload.ManifestV1.old_partition_info:type_name -> flipside.payload.PartitionInfo
+	2,  // 12: flipside.payload.ManifestV1.new_partition_info:type_name -> flipside.payload.PartitionInfo
+	8,  // 13: flipside.payload.ManifestV1.procedures:type_name -> flipside.payload.InstallProcedure
+	5,  // 14: flipside.payload.ManifestV1.new_image_info:type_name -> flipside.payload.ImageInfo
+	3,  // 15: flipside.payload.InstallProcedure.operations:type_name -> flipside.payload.InstallOperation
+	2,  // 16: flipside.payload.InstallProcedure.old_info:type_name -> flipside.payload.PartitionInfo
+	2,  // 17: flipside.payload.InstallProcedure.new_info:type_name -> flipside.payload.PartitionInfo
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_payload_metadata_metadata_proto_init() }
@@ -862,7 +940,7 @@ func file_payload_metadata_metadata_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_payload_metadata_metadata_proto_rawDesc), len(file_payload_metadata_metadata_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
