@@ -27,6 +27,12 @@ type Op struct {
 	Kind Kind
 	Off  int64
 	Data []byte
+	Len  int64 // of a flush: how many bytes from Off it is about; 0 for all of the device
+}
+
+// RangeFlusher is a device of which a part can be flushed alone: what a file system does for one file.
+type RangeFlusher interface {
+	FlushRange(off, n int64) error
 }
 
 // Memory is a device in memory that records what is done to it, and of which what was not flushed need not be on the medium.
@@ -95,7 +101,7 @@ func (m *Memory) WriteAt(p []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("bytes %d to %d are outside the device", off, off+int64(len(p)))
 	}
 	copy(m.cache[off:], p)
-	m.Log = append(m.Log, Op{Write, off, bytes.Clone(p)})
+	m.Log = append(m.Log, Op{Kind: Write, Off: off, Data: bytes.Clone(p)})
 	return len(p), nil
 }
 
@@ -106,13 +112,22 @@ func (m *Memory) Flush() error {
 	return nil
 }
 
+// FlushRange brings a part of the cache to the medium.
+func (m *Memory) FlushRange(off, n int64) error {
+	m.Log = append(m.Log, Op{Kind: Flush, Off: off, Len: n})
+	if m.medium != nil {
+		copy(m.medium[off:off+n], m.cache[off:off+n])
+	}
+	return nil
+}
+
 // Discard makes a range zero.
 func (m *Memory) Discard(off, n int64) error {
 	if off < 0 || n < 0 || n > m.Size()-off {
 		return fmt.Errorf("bytes %d to %d are outside the device", off, off+n)
 	}
 	clear(m.cache[off : off+n])
-	m.Log = append(m.Log, Op{Discard, off, make([]byte, n)})
+	m.Log = append(m.Log, Op{Kind: Discard, Off: off, Data: make([]byte, n)})
 	return nil
 }
 
@@ -164,6 +179,14 @@ func (f *Faulty) Flush() error {
 		return f.Device.Flush()
 	}
 	return f.Err
+}
+
+// FlushRange fails or flushes.
+func (f *Faulty) FlushRange(off, n int64) error {
+	if f.hit() {
+		return f.Err
+	}
+	return f.Device.(RangeFlusher).FlushRange(off, n)
 }
 
 // Discard fails or discards.

@@ -3,7 +3,8 @@
 // recovery judge each.
 //
 // The model of a disk: a sector is written whole or not at all; a flush that returned brought everything before it to the medium; of what was
-// written since, any part may be there, sector by sector and in any order. The firmware's own writes, when the boot loader spends a try, are cut
+// written since, any part may be there, sector by sector and in any order. The boot partition with the kernels and the file system with the saved state
+// are models, too, one with a journal and one like FAT; what is flushed there is one file, or the names of a directory. The firmware's own writes, when the boot loader spends a try, are cut
 // and torn in their order, since nothing that an operating system does changes them.
 package powercut
 
@@ -29,16 +30,17 @@ type state struct {
 
 // sectorWrite is one sector of a write.
 type sectorWrite struct {
-	off  int64
-	data []byte
+	off     int64
+	data    []byte
+	ordered bool // it is never there without those before it
 }
 
 // sectors splits an operation.
-func sectors(op devicetest.Op, size int) []sectorWrite {
+func sectors(op devicetest.Op, size int, ordered bool) []sectorWrite {
 	var list []sectorWrite
 	for i := 0; i < len(op.Data); i += size {
 		end := min(i+size, len(op.Data))
-		list = append(list, sectorWrite{op.Off + int64(i), op.Data[i:end]})
+		list = append(list, sectorWrite{op.Off + int64(i), op.Data[i:end], ordered})
 	}
 	return list
 }
@@ -47,44 +49,62 @@ func sectors(op devicetest.Op, size int) []sectorWrite {
 // operations are only cut and torn, not reordered. The image is visit's only until it returns.
 func crashes(base []byte, sector int, log []devicetest.Op, ordered func(op int) bool, lim limits, seed uint64, visit func(state)) {
 	durable := bytes.Clone(base)
-	scratch := make([]byte, len(base))
+	scratch := bytes.Clone(base) // the same, but while a state is looked at
 	random := rand.New(rand.NewPCG(seed, 2))
-	hashSeed := maphash.MakeSeed()
+	var h maphash.Hash
 	seen := map[uint64]bool{}
 	cut := 0
 	try := func(pending []sectorWrite, pick func(i int) bool) {
-		copy(scratch, durable)
 		for i, w := range pending {
 			if pick(i) {
 				copy(scratch[w.off:], w.data)
 			}
 		}
-		h := maphash.Bytes(hashSeed, scratch)
-		if seen[h] {
-			return
+		h.Reset()
+		for _, w := range pending {
+			h.Write(scratch[w.off : w.off+int64(len(w.data))])
 		}
-		seen[h] = true
-		visit(state{cut, scratch})
+		if sum := h.Sum64(); !seen[sum] {
+			seen[sum] = true
+			visit(state{cut, scratch})
+		}
+		for _, w := range pending {
+			copy(scratch[w.off:w.off+int64(len(w.data))], durable[w.off:])
+		}
 	}
 	var pending []sectorWrite
+	// subsets are of what may be there in any order; of the rest all is.
 	subsets := func() {
-		n := len(pending)
+		var loose []int
+		for i, w := range pending {
+			if !w.ordered {
+				loose = append(loose, i)
+			}
+		}
+		place := make([]int, len(pending))
+		for k, i := range loose {
+			place[i] = k
+		}
+		try := func(pick func(k int) bool) {
+			try(pending, func(i int) bool { return pending[i].ordered || pick(place[i]) })
+		}
+		n := len(loose)
 		if n <= lim.all {
 			for mask := range uint64(1) << n {
-				try(pending, func(i int) bool { return mask>>i&1 == 1 })
+				try(func(i int) bool { return mask>>i&1 == 1 })
 			}
 			return
 		}
 		for k := range n {
-			try(pending, func(i int) bool { return i == k })
-			try(pending, func(i int) bool { return i != k })
+			try(func(i int) bool { return i == k })
+			try(func(i int) bool { return i != k })
 		}
 		mask := make([]bool, n)
 		for range lim.random {
 			for i := range mask {
 				mask[i] = random.IntN(2) == 1
 			}
-			try(pending, func(i int) bool { return mask[i] })
+			try(func(i int) bool { return mask[i] })
 		}
 	}
 	try(nil, nil)
@@ -94,16 +114,25 @@ func crashes(base []byte, sector int, log []devicetest.Op, ordered func(op int) 
 		// At every cut a disk counts as new: what is right depends on how far the update had come.
 		clear(seen)
 		if op.Kind == devicetest.Flush {
+			rest := pending[:0]
 			for _, w := range pending {
-				copy(durable[w.off:], w.data)
+				if op.Len == 0 || w.off >= op.Off && w.off < op.Off+op.Len {
+					copy(durable[w.off:], w.data)
+					copy(scratch[w.off:], w.data)
+				} else {
+					rest = append(rest, w)
+				}
 			}
-			pending = pending[:0]
-			reordered = false
+			pending = rest
+			reordered = len(pending) > 0 && reordered
 			try(nil, nil)
+			if reordered {
+				subsets()
+			}
 			continue
 		}
 		before := len(pending)
-		pending = append(pending, sectors(op, sector)...)
+		pending = append(pending, sectors(op, sector, ordered(i))...)
 		reordered = reordered || !ordered(i)
 		for k := before; k <= len(pending); k++ {
 			try(pending, func(i int) bool { return i < k })

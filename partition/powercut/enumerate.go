@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/devicetest"
 )
 
@@ -13,17 +14,30 @@ type Options struct {
 	Sectors []int // sector sizes
 	Starts  []Start
 	Paths   []Path
-	All     int // all subsets of epochs up to this many sectors
-	Random  int // subsets of larger ones
-	Kill    int // at every how many operations of a change the process is killed
-	Deep    int // of every how many recoveries the crashes are enumerated too
-	Again   int // every how many states a whole new update is run upon it
+	Boots   []FileSystem // of the boot partition
+	All     int          // all subsets of epochs up to this many sectors
+	Random  int          // subsets of larger ones
+	Kill    int          // at every how many operations of a change the process is killed
+	Deep    int          // of every how many recoveries the crashes are enumerated too
+	Again   int          // every how many states a whole new update is run upon it
 	Workers int
+
+	// Saved is what is in the state file after a step; nil: the step's name.
+	Saved func(Step) []byte
+	// Judge looks at what a power cut and the recovery after it left, beside what is looked at anyway; nil: nobody.
+	Judge func(Left) error
+}
+
+// Left is what a host finds at the start after a power cut.
+type Left struct {
+	Running string           // label of the slot that booted
+	Slots   []partition.Slot // as they are then
+	State   []byte           // what the state file holds
 }
 
 // Short is done in seconds, Long in minutes.
 func Short() Options {
-	return Options{Sectors: []int{512, 4096}, Starts: []Start{Healthy, PrimaryBad, BackupBad}, Paths: []Path{Good, Failed}, All: 4, Random: 6, Kill: 5, Deep: 6, Again: 97, Workers: 2}
+	return Options{Sectors: []int{512, 4096}, Starts: []Start{Healthy, PrimaryBad, BackupBad}, Paths: []Path{Good, Failed}, Boots: []FileSystem{Journal, FAT}, All: 4, Random: 6, Kill: 5, Deep: 6, Again: 97, Workers: 2}
 }
 
 // Long is the proof.
@@ -72,6 +86,7 @@ func Enumerate(opt Options) (Counts, error) {
 		sector int
 		start  Start
 		path   Path
+		boot   FileSystem
 	}
 	jobs := make(chan job)
 	go func() {
@@ -79,7 +94,9 @@ func Enumerate(opt Options) (Counts, error) {
 		for _, sector := range opt.Sectors {
 			for _, start := range opt.Starts {
 				for _, path := range opt.Paths {
-					jobs <- job{sector, start, path}
+					for _, boot := range opt.Boots {
+						jobs <- job{sector, start, path, boot}
+					}
 				}
 			}
 		}
@@ -91,11 +108,11 @@ func Enumerate(opt Options) (Counts, error) {
 	for range max(1, opt.Workers) {
 		wg.Go(func() {
 			for j := range jobs {
-				c, err := enumerate(opt, j.sector, j.start, j.path)
+				c, err := enumerate(opt, j.sector, j.start, j.path, j.boot)
 				mu.Lock()
 				all.add(c)
 				if err != nil && failed == nil {
-					failed = fmt.Errorf("sectors of %d, %s, %s: %w", j.sector, j.start, j.path, err)
+					failed = fmt.Errorf("sectors of %d, %s, %s, kernels on %s: %w", j.sector, j.start, j.path, j.boot, err)
 				}
 				mu.Unlock()
 			}
@@ -106,9 +123,9 @@ func Enumerate(opt Options) (Counts, error) {
 }
 
 // enumerate does one update, and the same with the process killed at every operation of its changes of the table.
-func enumerate(opt Options, sector int, start Start, path Path) (Counts, error) {
+func enumerate(opt Options, sector int, start Start, path Path, boot FileSystem) (Counts, error) {
 	var c Counts
-	r, err := newRig(sector, start)
+	r, err := newRig(sector, start, boot, opt.Saved)
 	if err != nil {
 		return c, err
 	}
@@ -116,10 +133,10 @@ func enumerate(opt Options, sector int, start Start, path Path) (Counts, error) 
 		return c, err
 	}
 	calls := r.calls
-	c.judge(opt, r, r.base, r.dev.Log, fmt.Sprintf("%d, %s, %s", sector, start, path))
+	c.judge(opt, r, r.base, r.dev.Log, fmt.Sprintf("%d, %s, %s, kernels on %s", sector, start, path, boot))
 	for _, k := range calls {
 		for op := k.from; op < k.to && !k.boot && opt.Kill > 0; op += opt.Kill {
-			if err := c.killed(opt, sector, start, path, k.from, op); err != nil {
+			if err := c.killed(opt, sector, start, path, boot, k.from, op); err != nil {
 				return c, err
 			}
 		}
@@ -129,8 +146,8 @@ func enumerate(opt Options, sector int, start Start, path Path) (Counts, error) 
 
 // killed runs an update until its process is killed at one operation, and another process begins anew on what the kernel has in its cache. Then
 // the power goes.
-func (c *Counts) killed(opt Options, sector int, start Start, path Path, from, op int) error {
-	r, err := newRig(sector, start)
+func (c *Counts) killed(opt Options, sector int, start Start, path Path, boot FileSystem, from, op int) error {
+	r, err := newRig(sector, start, boot, opt.Saved)
 	if err != nil {
 		return err
 	}
@@ -155,8 +172,11 @@ func (c *Counts) killed(opt Options, sector int, start Start, path Path, from, o
 			calls = append(calls, k)
 		}
 	}
+	for i := range r.saves {
+		r.saves[i].from, r.saves[i].to = r.saves[i].from-from, r.saves[i].to-from
+	}
 	r.calls, r.dev.Log = calls, r.dev.Log[from:]
-	c.judge(opt, r, base, r.dev.Log, fmt.Sprintf("%d, %s, %s, killed at operation %d", sector, start, path, op))
+	c.judge(opt, r, base, r.dev.Log, fmt.Sprintf("%d, %s, %s, kernels on %s, killed at operation %d", sector, start, path, boot, op))
 	return nil
 }
 
@@ -183,6 +203,12 @@ func (c *Counts) judge(opt Options, r *rig, base []byte, log []devicetest.Op, na
 		if err != nil {
 			tell(s, err)
 			return
+		}
+		if opt.Judge != nil {
+			if err := o.judge(s, opt.Judge); err != nil {
+				tell(s, err)
+				return
+			}
 		}
 		if rec != nil {
 			c.Recoveries++

@@ -15,13 +15,14 @@ type oracle struct {
 	r     *rig
 	base  []byte
 	calls []call
+	saves []save
 	log   []devicetest.Op
 	grub  bool // the start boots under GRUB alone too, and so must every state
 }
 
 func newOracle(r *rig, base []byte) *oracle {
-	o := &oracle{r: r, base: base, calls: r.calls, log: r.dev.Log}
-	_, _, err := bootsim.Choose(devicetest.NewMemory(base, r.sector), partition.GRUB)
+	o := &oracle{r: r, base: base, calls: r.calls, saves: r.saves, log: r.dev.Log}
+	_, _, err := bootsim.Choose(o.view(base), partition.GRUB)
 	o.grub = err == nil
 	return o
 }
@@ -33,7 +34,13 @@ type view struct {
 	top    []devicetest.Op
 }
 
-func (o *oracle) view(image []byte) *view { return &view{image: image, sector: o.r.sector} }
+// view is the disk proper of an image.
+func (o *oracle) view(image []byte) *view {
+	return &view{image: image[:o.r.size], sector: o.r.sector}
+}
+
+// all is the whole image, the file systems included.
+func (o *oracle) all(image []byte) *view { return &view{image: image, sector: o.r.sector} }
 
 func (v *view) Size() int64                { return int64(len(v.image)) }
 func (v *view) SectorSize() int            { return v.sector }
@@ -66,7 +73,7 @@ func (v *view) ReadAt(p []byte, off int64) (int, error) {
 func (o *oracle) tables(image []byte) [][]byte {
 	parts := o.r.layout.Parts
 	last := parts[len(parts)-1]
-	return [][]byte{image[:parts[0].Start], image[last.Start+last.Size:]}
+	return [][]byte{image[:parts[0].Start], image[last.Start+last.Size : o.r.size]}
 }
 
 // check returns what is wrong with a state.
@@ -75,6 +82,9 @@ func (o *oracle) check(s state) error {
 		return err
 	}
 	if err := o.armed(s.image); err != nil {
+		return err
+	}
+	if err := o.state(s); err != nil {
 		return err
 	}
 	return o.order(s)
@@ -97,18 +107,42 @@ func (o *oracle) boots(image []byte) error {
 	return o.whole(image, slotA)
 }
 
-// whole: a slot holds a complete release.
+// whole: a slot holds a complete release, and the boot partition the kernel of the same release for it.
 func (o *oracle) whole(image []byte, label string) error {
-	got := o.r.slot(image, label)
-	if label == slotA && bytes.Equal(got, o.r.run) || label == slotB && (bytes.Equal(got, o.r.old) || bytes.Equal(got, o.r.release)) {
-		return nil
+	got, kernels := o.r.slot(image, label), o.r.kernelsOf(o.all(image))
+	releases, name := []int{0}, kernelA
+	if label == slotB {
+		releases, name = []int{1, 2}, kernelB
+	}
+	for _, i := range releases {
+		if bytes.Equal(got, [][]byte{o.r.run, o.r.old, o.r.release}[i]) {
+			if !bytes.Equal(kernels.read(name), o.r.kernels[i]) {
+				return fmt.Errorf("%s is not the kernel of what is in slot %s", name, label)
+			}
+			return nil
+		}
 	}
 	return fmt.Errorf("slot %s is not a complete release", label)
 }
 
+// state: the saved state is the old one or the new one, and once a save has returned, the new one.
+func (o *oracle) state(s state) error {
+	got := o.r.stateOf(o.all(s.image)).read(stateFile)
+	for i := len(o.saves) - 1; i >= 0; i-- {
+		switch v := o.saves[i]; {
+		case s.cut <= v.from:
+		case bytes.Equal(got, v.data):
+			return nil
+		case s.cut >= v.to:
+			return fmt.Errorf("the saved state is %q, want %q", got, v.data)
+		}
+	}
+	return fmt.Errorf("the saved state is %q, neither the old one nor the new one", got)
+}
+
 // armed: also by a copy of the table that does not count now, no slot is bootable that is not whole. The other may be lost to a bad sector.
 func (o *oracle) armed(image []byte) error {
-	for _, damage := range []int{-1, o.r.sector, len(image) - o.r.sector} {
+	for _, damage := range []int{-1, o.r.sector, int(o.r.size) - o.r.sector} {
 		m := o.view(image)
 		if damage >= 0 {
 			m.top = []devicetest.Op{{Off: int64(damage + 60), Data: []byte{image[damage+60] ^ 0xff}}}
@@ -177,7 +211,7 @@ func (o *oracle) equal(image, now, next []byte, op *devicetest.Op, what string) 
 		}
 		at := 0
 		if i == 1 {
-			at = len(image) - len(got[i])
+			at = int(o.r.size) - len(got[i])
 		}
 		for off := 0; off < len(got[i]); off += ss {
 			sector := got[i][off : off+ss]
@@ -217,11 +251,11 @@ func (o *oracle) recovers(s state) (*rig, error) {
 		return n
 	}
 	n := writes()
-	again, err := partition.NewDisk(r.dev, partition.Options{}).Repair()
+	again, err := partition.NewDisk(window{r.dev, r.size}, partition.Options{}).Repair()
 	if err != nil || again != "" || writes() != n {
 		return nil, fmt.Errorf("a second recovery did %q, %d writes: %w", again, writes()-n, err)
 	}
-	if t := partition.NewDisk(r.dev, partition.Options{}).Table(); !t.Healthy {
+	if t := partition.NewDisk(window{r.dev, r.size}, partition.Options{}).Table(); !t.Healthy {
 		return nil, fmt.Errorf("the table is damaged after the recovery: %v; %v", t.Primary.Err, t.Backup.Err)
 	}
 	got, _, err := bootsim.Choose(o.view(r.dev.Bytes()), partition.GRUB)
@@ -232,6 +266,20 @@ func (o *oracle) recovers(s state) (*rig, error) {
 		return &r, nil
 	}
 	return nil, nil
+}
+
+// judge boots what was left, and asks somebody else about it.
+func (o *oracle) judge(s state, judge func(Left) error) error {
+	dev := o.view(s.image)
+	slot, _, err := bootsim.Choose(dev, partition.UEFI)
+	if err != nil {
+		return err
+	}
+	slots, err := partition.NewDisk(dev, partition.Options{}).Slots()
+	if err != nil {
+		return err
+	}
+	return judge(Left{slot.Label, slots, o.r.stateOf(o.all(s.image)).read(stateFile)})
 }
 
 // again: on the disk that was recovered, a whole new update goes through.
@@ -249,7 +297,7 @@ func (o *oracle) again(s state) error {
 	}
 	// After the trial boot slot B may run; A is what it falls back to, and an update into B begins from A only.
 	if next.Label == slotB && !next.Successful {
-		if _, err := r.boot(); err != nil {
+		if _, err := r.powerOn(); err != nil {
 			return err
 		}
 	}
@@ -259,7 +307,7 @@ func (o *oracle) again(s state) error {
 	if err := r.install(run); err != nil {
 		return fmt.Errorf("a new update on what was left: %w", err)
 	}
-	label, err := r.boot()
+	label, err := r.powerOn()
 	if err != nil || label != slotB {
 		return fmt.Errorf("a new update on what was left boots %q: %w", label, err)
 	}

@@ -9,9 +9,11 @@ import (
 	"math/rand/v2"
 
 	"github.com/flipside-linux/flipside/partition"
+	"github.com/flipside-linux/flipside/partition/atomicfile"
 	"github.com/flipside-linux/flipside/partition/bootsim"
 	"github.com/flipside-linux/flipside/partition/devicetest"
 	"github.com/flipside-linux/flipside/partition/gptimage"
+	"github.com/flipside-linux/flipside/partition/install"
 )
 
 // Start is how the partition table is before the update.
@@ -33,11 +35,32 @@ const (
 	Failed Path = "new release fails its trial boot"
 )
 
+// Step is a moment of an update at which its state is saved.
+type Step string
+
+// The steps, in their order. The last one depends on the path.
+const (
+	Idle       Step = "idle"
+	Applying   Step = "applying"
+	Checkpoint Step = "checkpoint"
+	Armed      Step = "armed"
+	Rebooting  Step = "rebooting"
+	Trial      Step = "trial"
+	Confirmed  Step = "confirmed"
+	FellBack   Step = "fell back"
+)
+
 const (
 	slotA, slotB = "USR-A", "USR-B"
 	slotSectors  = 24
 	chunk        = 4 // sectors in one write of data
 	settle       = 3 // chunks between two flushes
+
+	kernelSectors = 3
+	stateSectors  = 6
+	kernelA       = "vmlinuz-a"
+	kernelB       = "vmlinuz-b"
+	stateFile     = "state.json"
 )
 
 // call is one change of the table, or one boot, in the log.
@@ -48,50 +71,113 @@ type call struct {
 	boot     bool
 }
 
-// rig is a disk with two slots, an old release that runs from the first, and an older one in the second.
-type rig struct {
-	sector   int
-	base     []byte
-	layout   gptimage.Layout
-	run, old []byte   // what is in A, and was in B
-	release  []byte   // what comes into B
-	sum      [32]byte // of the release
-	dev      *devicetest.Memory
-	front    partition.Device // what the production code gets
-	disk     *partition.Disk
-	calls    []call
+// save is one change of the state file.
+type save struct {
+	from, to int
+	data     []byte
 }
 
-func newRig(sector int, start Start) (*rig, error) {
+// rig is a machine: a disk with two slots, an old release that runs from the first, and an older one in the second; a boot partition with their
+// kernels; and a file system with the state file. All three lie one after the other on one device, so that there is one log.
+type rig struct {
+	sector  int
+	boot    FileSystem // kind of the boot partition's
+	saved   func(Step) []byte
+	base    []byte
+	layout  gptimage.Layout
+	size    int64     // of the disk proper
+	run     []byte    // what is in A
+	old     []byte    // and was in B
+	release []byte    // what comes into B
+	kernels [3][]byte // of the three
+	sum     [32]byte  // of the release
+	dev     *devicetest.Memory
+	front   partition.Device // what the production code gets
+	disk    *partition.Disk
+	calls   []call
+	saves   []save
+}
+
+// window is the disk proper of a rig's device.
+type window struct {
+	partition.Device
+	size int64
+}
+
+func (w window) Size() int64  { return w.size }
+func (w window) Flush() error { return w.Device.(devicetest.RangeFlusher).FlushRange(0, w.size) }
+
+func (w window) ReadMedium(p []byte, off int64) (int, error) {
+	if m, ok := w.Device.(partition.MediumReader); ok {
+		return m.ReadMedium(p, off)
+	}
+	return w.ReadAt(p, off)
+}
+
+// kernelsOf are the kernels on a device.
+func (r *rig) kernelsOf(dev partition.Device) *files {
+	return newFiles(dev, r.boot, r.size, kernelSectors, kernelA, kernelB, "."+kernelB+".new")
+}
+
+// stateOf is the file system with the state.
+func (r *rig) stateOf(dev partition.Device) *files {
+	return newFiles(dev, Journal, r.size+r.kernelsOf(dev).size(), stateSectors, stateFile, "."+stateFile+".new")
+}
+
+func newRig(sector int, start Start, boot FileSystem, saved func(Step) []byte) (*rig, error) {
 	size := int64(slotSectors * sector)
-	r := &rig{sector: sector, layout: gptimage.Layout{Sector: sector, UUID: "22222222-2222-4222-8222-222222222222", Align: int64(sector), Parts: []gptimage.Partition{
+	if saved == nil {
+		saved = func(s Step) []byte { return []byte(s) }
+	}
+	r := &rig{sector: sector, boot: boot, saved: saved, layout: gptimage.Layout{Sector: sector, UUID: "22222222-2222-4222-8222-222222222222", Align: int64(sector), Parts: []gptimage.Partition{
 		{Label: "EFI-SYSTEM", Type: gptimage.TypeEFI, UUID: "11111111-1111-4111-8111-111111111111", Size: int64(4 * sector)},
 		{Label: slotA, Type: gptimage.TypeUSR, UUID: "7130c94a-213a-4e5a-8e26-6cce9662f132", Size: size, Attributes: gptimage.Attributes(2, 0, true)},
 		{Label: slotB, Type: gptimage.TypeUSR, UUID: "e03dd35c-7c2d-4a47-b3fe-27f15780a57c", Size: size, Attributes: gptimage.Attributes(1, 0, true)},
 	}}}
-	total, err := r.layout.Size()
-	if err != nil {
+	var err error
+	if r.size, err = r.layout.Size(); err != nil {
 		return nil, err
+	}
+	total := r.size
+	empty := devicetest.NewMemory(nil, sector)
+	for _, f := range []*files{r.kernelsOf(empty), r.stateOf(empty)} {
+		total += f.size()
 	}
 	m := devicetest.NewMemory(make([]byte, total), sector)
-	if err := r.layout.Write(m); err != nil {
+	if err := r.layout.Write(window{m, r.size}); err != nil {
 		return nil, err
 	}
-	r.base = m.Bytes()
 	noise := rand.NewChaCha8([32]byte{byte(sector >> 8)})
 	fill := func(p []byte) []byte {
 		noise.Read(p)
 		return bytes.Clone(p)
 	}
-	r.run = fill(r.slot(r.base, slotA))
-	r.old = fill(r.slot(r.base, slotB))
+	r.run = fill(r.slot(m.Bytes(), slotA))
+	r.old = fill(r.slot(m.Bytes(), slotB))
 	r.release = fill(make([]byte, size))
 	r.sum = sha256.Sum256(r.release)
+	for i := range r.kernels {
+		r.kernels[i] = fill(make([]byte, kernelSectors*sector-7*i))
+	}
+	boots := r.kernelsOf(m)
+	for i, name := range []string{kernelA, kernelB} {
+		f, err := boots.Create(name)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := f.WriteAt(r.kernels[i], 0); err != nil {
+			return nil, err
+		}
+	}
+	if err := atomicfile.Write(r.stateOf(m), stateFile, saved(Idle)); err != nil {
+		return nil, err
+	}
+	r.base = m.Bytes()
 	switch start {
 	case PrimaryBad: // its header's checksum
 		r.base[sector+60] ^= 0xff
 	case BackupBad: // its entries
-		r.base[len(r.base)-3*sector] ^= 0xff
+		r.base[r.size-3*int64(sector)] ^= 0xff
 	}
 	r.reset(r.base)
 	return r, nil
@@ -110,11 +196,27 @@ func (r *rig) slot(image []byte, label string) []byte {
 func (r *rig) reset(image []byte) {
 	r.dev = devicetest.NewMemory(image, r.sector)
 	r.front, r.calls = r.dev, nil
+	r.saves = []save{{-2, -1, r.stateOf(r.dev).read(stateFile)}}
 	r.restart()
 }
 
 // restart is a new process on the same disk.
-func (r *rig) restart() { r.disk = partition.NewDisk(r.front, partition.Options{}) }
+func (r *rig) restart() { r.disk = partition.NewDisk(window{r.front, r.size}, partition.Options{}) }
+
+// save replaces the state file.
+func (r *rig) save(step Step) error {
+	data := r.saved(step)
+	s := save{len(r.dev.Log), 1 << 30, data}
+	err := atomicfile.Write(r.stateOf(r.front), stateFile, data)
+	if err == nil {
+		s.to = len(r.dev.Log)
+	}
+	r.saves = append(r.saves, s)
+	if err != nil {
+		return fmt.Errorf("saving the state %q: %w", step, err)
+	}
+	return nil
+}
 
 // do runs one call and notes where it is in the log. A call that fails has no end.
 func (r *rig) do(name string, boot bool, f func() error) error {
@@ -131,10 +233,10 @@ func (r *rig) do(name string, boot bool, f func() error) error {
 	return nil
 }
 
-// boot is a power-on. It returns the label of what was booted.
-func (r *rig) boot() (label string, err error) {
+// powerOn returns the label of what was booted.
+func (r *rig) powerOn() (label string, err error) {
 	err = r.do("boot", true, func() error {
-		s, _, err := bootsim.Choose(r.front, partition.GRUB)
+		s, _, err := bootsim.Choose(window{r.front, r.size}, partition.GRUB)
 		label = s.Label
 		return err
 	})
@@ -142,7 +244,7 @@ func (r *rig) boot() (label string, err error) {
 	return label, err
 }
 
-// update runs the whole update, as the daemon does it.
+// update runs the whole update, in the order of the daemon.
 func (r *rig) update(p Path) error {
 	run, err := r.disk.RunningFromLabel(slotA)
 	if err != nil {
@@ -151,7 +253,10 @@ func (r *rig) update(p Path) error {
 	if err := r.install(run); err != nil {
 		return err
 	}
-	label, err := r.boot()
+	if err := r.save(Rebooting); err != nil {
+		return err
+	}
+	label, err := r.powerOn()
 	if err != nil {
 		return err
 	}
@@ -159,33 +264,56 @@ func (r *rig) update(p Path) error {
 		return fmt.Errorf("the boot loader chose %q for the trial", label)
 	}
 	if p == Good {
-		return r.do("mark successful", false, func() error {
+		if err := r.save(Trial); err != nil {
+			return err
+		}
+		err := r.do("mark successful", false, func() error {
 			run, err := r.disk.RunningFromLabel(slotB)
 			if err != nil {
 				return err
 			}
 			return r.disk.MarkSuccessful(run)
 		})
+		return errors.Join(err, r.unless(err, Confirmed))
 	}
-	if label, err = r.boot(); err != nil {
+	if label, err = r.powerOn(); err != nil {
 		return err
 	}
 	if label != slotA {
 		return fmt.Errorf("the boot loader chose %q after a failed trial", label)
 	}
+	if err := r.save(FellBack); err != nil {
+		return err
+	}
 	return r.do("mark bad", false, func() error { return r.disk.MarkBad(slotB) })
 }
 
-// install writes the release to slot B and makes it boot next.
+func (r *rig) unless(err error, step Step) error {
+	if err != nil {
+		return nil
+	}
+	return r.save(step)
+}
+
+// install writes the release to slot B and its kernel to the boot partition, and makes them boot next.
 func (r *rig) install(run partition.Running) error {
-	var t *partition.Target
+	if err := r.save(Applying); err != nil {
+		return err
+	}
+	boots := r.kernelsOf(r.front)
+	var in *install.Install
 	err := r.do("begin", false, func() (err error) {
-		t, err = r.disk.Begin(run, slotB)
+		in, err = install.Begin(r.disk, run, slotB, install.Options{
+			Files:       map[string]install.File{"kernel": {Dir: boots, Prefix: "vmlinuz-"}},
+			PostInstall: func(context.Context, partition.Slot) error { return r.postInstall(boots) },
+		})
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	defer in.Close()
+	t := in.Slot()
 	step := chunk * r.sector
 	for off := 0; off < len(r.release); off += step {
 		if _, err := t.WriteAt(r.release[off:off+step], int64(off)); err != nil {
@@ -195,13 +323,39 @@ func (r *rig) install(run partition.Running) error {
 			if err := t.Settle(int64(upto)); err != nil {
 				return err
 			}
+			if err := r.save(Checkpoint); err != nil {
+				return err
+			}
 		}
 	}
-	v, err := t.Verify(context.Background(), int64(len(r.release)), r.sum)
+	if _, err := in.File("kernel").WriteAt(r.kernels[2], 0); err != nil {
+		return err
+	}
+	var ready install.Ready
+	err = r.do("finish", false, func() (err error) {
+		ready, err = in.Finish(context.Background(), install.Image{Size: int64(len(r.release)), SHA256: r.sum},
+			map[string]install.Image{"kernel": {Size: int64(len(r.kernels[2])), SHA256: sha256.Sum256(r.kernels[2])}})
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	return r.do("activate", false, func() error { return r.disk.Activate(run, v, 1) })
+	if err := r.do("activate", false, func() error { return ready.Arm(1) }); err != nil {
+		return err
+	}
+	return r.save(Armed)
+}
+
+// postInstall is the new release's own program: it finds its kernel in place, and its slot not bootable yet.
+func (r *rig) postInstall(boots *files) error {
+	s, err := r.disk.Slot(slotB)
+	if err != nil {
+		return err
+	}
+	if s.Bootable() || !bytes.Equal(boots.read(kernelB), r.kernels[2]) {
+		return errors.New("the post-install program runs too early, or too late")
+	}
+	return nil
 }
 
 // recover is what a start after a power cut does.
