@@ -47,7 +47,6 @@ var _ atomicfile.Dir = (*files)(nil)
 
 const recordSize = 2 // used, file
 
-
 func newFiles(dev partition.Device, kind FileSystem, off, data int64, names ...string) *files {
 	return &files{dev: dev, sector: int64(dev.SectorSize()), kind: kind, off: off, names: names, count: len(names) + 2, data: data, owed: map[string]bool{}}
 }
