@@ -7,6 +7,13 @@ import (
 	"time"
 )
 
+const (
+	// askAgain is how often a host that waits says so, though nothing has changed.
+	askAgain = 5 * time.Minute
+	// forgotten is how long the place of a host that does not say so is kept. A slot that nobody comes for costs the others time.
+	forgotten = 30 * time.Minute
+)
+
 // order sorts waiters as they are served: by class, then by arrival.
 func (p Policy) order(queue []Waiter) {
 	slices.SortStableFunc(queue, func(a, b Waiter) int {
@@ -29,6 +36,11 @@ func (s *step) admit(queue []Waiter) (left bool) {
 		}
 		if s.holder(w.Host) >= 0 { // a claim that was sent twice
 			s.remove = append(s.remove, w.Host)
+			continue
+		}
+		if !w.Asked.IsZero() && s.now.Sub(w.Asked) > forgotten {
+			s.remove = append(s.remove, w.Host)
+			s.log("left the queue", w.Host, w.To, w.From, fmt.Sprintf("has not asked for %s", s.now.Sub(w.Asked).Round(time.Minute)))
 			continue
 		}
 		if _, halted := s.Halts[w.To]; halted || s.zoneFull(w.Zone) {

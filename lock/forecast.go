@@ -1,14 +1,9 @@
 package lock
 
 import (
-	"maps"
 	"slices"
 	"time"
 )
-
-// Unknown names the fields of the policy that this version does not know. In a policy that somebody has written by hand they are
-// likely to be typing mistakes.
-func (p Policy) Unknown() []string { return slices.Sorted(maps.Keys(p.extra)) }
 
 // Turn is when a host that waits is likely to be granted a slot, and when it is likely to be done.
 type Turn struct {

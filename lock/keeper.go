@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -40,7 +41,7 @@ func On(store Store, opt Options) *Keeper {
 		opt.Pause = pause
 	}
 	if opt.Recheck <= 0 {
-		opt.Recheck = 5 * time.Minute
+		opt.Recheck = askAgain
 	}
 	return &Keeper{store: store, opt: opt, seen: map[string]int64{}}
 }
@@ -110,18 +111,7 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 		k.saw(c, v.Rev)
 		return s.standing(c, 0, now), nil
 	}
-	w := Waiter{Claim: c, Since: now.UTC().Round(0)}
-	if v.Own != nil {
-		var old Waiter
-		if err := json.Unmarshal(v.Own.Data, &old); err == nil && !old.Since.IsZero() {
-			w.Since = old.Since
-		}
-	}
-	data, err := json.Marshal(w)
-	if err != nil {
-		return Standing{}, err
-	}
-	if v, err = k.store.Enqueue(ctx, c.Group, c.Host, data); err != nil {
+	if v, err = k.enqueue(ctx, c, v, now); err != nil {
 		return Standing{}, err
 	}
 	if s, err = decodeState(v.State, v.StateRev); err != nil {
@@ -143,6 +133,25 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 		return Standing{}, err
 	}
 	return s.standing(c, position, now), nil
+}
+
+// enqueue takes a place in the queue, or says that the host still wants the one it has; that is only written now and then.
+func (k *Keeper) enqueue(ctx context.Context, c Claim, v View, now time.Time) (View, error) {
+	w := Waiter{Claim: c, Since: now.UTC().Round(0), Asked: now.UTC().Round(0)}
+	if v.Own != nil {
+		var old Waiter
+		if err := json.Unmarshal(v.Own.Data, &old); err == nil && !old.Since.IsZero() {
+			w.Since = old.Since
+			if age := now.Sub(old.Asked); old.Claim == c && age >= 0 && age < askAgain {
+				return v, nil
+			}
+		}
+	}
+	data, err := json.Marshal(w)
+	if err != nil {
+		return View{}, err
+	}
+	return k.store.Enqueue(ctx, c.Group, c.Host, data)
 }
 
 // open reports whether a change may serve somebody, or has a late holder to note.
@@ -256,7 +265,7 @@ func (k *Keeper) Release(ctx context.Context, group, host string, v Verdict) err
 	})
 }
 
-// SetMax implements [Semaphore].
+// SetMax changes how many hosts may be down at once. 0 pauses the group. Holders stay holders.
 func (k *Keeper) SetMax(ctx context.Context, group string, max int) error {
 	return k.change(ctx, group, "", "", func(s *step) error {
 		p := s.Policy
@@ -285,12 +294,39 @@ func (k *Keeper) EditPolicy(ctx context.Context, group, why string, edit func(*P
 	})
 }
 
-// Resume implements [Semaphore].
-func (k *Keeper) Resume(ctx context.Context, group, version string) error {
-	return k.change(ctx, group, "", "", func(s *step) error { s.resume(version, ""); return nil })
+// Pause lets no further host reboot, until Unpause.
+func (k *Keeper) Pause(ctx context.Context, group, why string) error {
+	return k.change(ctx, group, "", "", func(s *step) error {
+		p := s.Policy
+		if p.Max == 0 {
+			return nil
+		}
+		p.Max, p.PausedMax = 0, p.Max
+		return s.setPolicy(p, clip(strings.TrimSuffix("paused: "+why, ": ")))
+	})
 }
 
-// State implements [Semaphore]. Holders that are late by now are shown as late, whether or not that has been committed.
+// Unpause gives a group that was paused its max back. One that has none on record, because its max was set to 0, is an error.
+func (k *Keeper) Unpause(ctx context.Context, group, why string) error {
+	return k.change(ctx, group, "", "", func(s *step) error {
+		p := s.Policy
+		if p.Max > 0 {
+			return nil
+		}
+		if p.PausedMax == 0 {
+			return fmt.Errorf("%w: it is not on record what max was before; set it", ErrInvalid)
+		}
+		p.Max = p.PausedMax
+		return s.setPolicy(p, clip(strings.TrimSuffix("goes on: "+why, ": ")))
+	})
+}
+
+// Resume lifts the halt of a version ("" means all) and forgets its failures.
+func (k *Keeper) Resume(ctx context.Context, group, version, why string) error {
+	return k.change(ctx, group, "", "", func(s *step) error { s.resume(version, clip(why)); return nil })
+}
+
+// State returns the whole state of a group. A group that nobody has used is empty and has the default policy. Holders that are late by now are shown as late, whether or not that has been committed.
 func (k *Keeper) State(ctx context.Context, group string) (State, error) {
 	if err := CheckGroup(group); err != nil {
 		return State{}, err

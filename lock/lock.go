@@ -10,7 +10,7 @@ import (
 	"unicode"
 )
 
-// A Semaphore gives out leave to reboot. Every method is safe for use by several goroutines, bounded in time, and can be
+// A Semaphore gives out leave to reboot. It is what a host needs; what the owner of the cluster needs besides is in [Keeper]. Every method is safe for use by several goroutines, bounded in time, and can be
 // called again after a lost reply without doing its work twice.
 //
 // Errors: [ErrUnavailable] if the store cannot be asked (nothing is known then, and nobody may reboot), [ErrConflict] if the store
@@ -28,12 +28,6 @@ type Semaphore interface {
 	Mark(ctx context.Context, group, host string, m Mark) error
 	// Release gives a slot, or a place in the queue, back with a verdict. Releasing what is not held is not an error.
 	Release(ctx context.Context, group, host string, v Verdict) error
-	// State returns the whole state of a group. A group that nobody has used is empty and has the default policy.
-	State(ctx context.Context, group string) (State, error)
-	// SetMax changes how many hosts may be down at once. 0 pauses the group. Holders stay holders.
-	SetMax(ctx context.Context, group string, max int) error
-	// Resume lifts the halt of a version ("" means all) and forgets its failures.
-	Resume(ctx context.Context, group, version string) error
 }
 
 // Claim is a host's wish to reboot.

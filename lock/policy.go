@@ -1,11 +1,11 @@
 package lock
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/flipside-linux/flipside/lock/keep"
 	"github.com/flipside-linux/flipside/lock/window"
 )
 
@@ -20,9 +20,12 @@ type Policy struct {
 	FailureBudget int `json:"failure_budget"`
 	// FailuresInRow halts a version after so many failures without a success between them; 0 means never.
 	FailuresInRow int `json:"failures_in_row,omitempty"`
-	// BootDeadline is how long a holder may stay in one phase before it is late, and, if it has rebooted, counts as a failure;
+	// BootDeadline is how long a holder may take to reboot, and then to become healthy, before it is late and counts as a failure;
 	// 0 means for ever.
 	BootDeadline Duration `json:"boot_deadline"`
+	// GrantDeadline is how long a host may leave a slot unused before it is taken back. It has not gone down, and cannot any more:
+	// a host that went away while it waited must not keep the others waiting. 0 means for ever.
+	GrantDeadline Duration `json:"grant_deadline"`
 	// Windows are when slots are given out; none means always. Blackouts are when they are not, whatever the windows say.
 	Windows   []window.Window   `json:"windows,omitempty"`
 	Blackouts []window.Blackout `json:"blackouts,omitempty"`
@@ -30,13 +33,15 @@ type Policy struct {
 	RebootTime Duration `json:"reboot_time,omitempty"`
 	// Classes names the priority classes, first served first. A claim of a class that is not named here is served last.
 	Classes []string `json:"classes,omitempty"`
+	// PausedMax is what Max was before the group was paused, for when it goes on.
+	PausedMax int `json:"paused_max,omitempty"`
 
-	extra map[string]json.RawMessage
+	extra keep.Fields
 }
 
 // DefaultPolicy is that of a group that nobody has set up: one at a time, and the first failure stops everything.
 func DefaultPolicy() Policy {
-	return Policy{Max: 1, FailureBudget: 1, BootDeadline: Duration(30 * time.Minute)}
+	return Policy{Max: 1, FailureBudget: 1, BootDeadline: Duration(30 * time.Minute), GrantDeadline: Duration(10 * time.Minute)}
 }
 
 // maxClasses bounds the classes, because the class is part of a place in the queue.
@@ -51,8 +56,12 @@ func (p Policy) Check() error {
 		return fmt.Errorf("%w policy: zone_max is %d", ErrInvalid, p.ZoneMax)
 	case p.FailureBudget < 0 || p.FailuresInRow < 0:
 		return fmt.Errorf("%w policy: failure budgets are %d and %d; 0 means that failures never halt a version", ErrInvalid, p.FailureBudget, p.FailuresInRow)
+	case p.PausedMax < 0:
+		return fmt.Errorf("%w policy: paused_max is %d", ErrInvalid, p.PausedMax)
 	case p.BootDeadline < 0:
 		return fmt.Errorf("%w policy: boot_deadline is %s", ErrInvalid, time.Duration(p.BootDeadline))
+	case p.GrantDeadline < 0:
+		return fmt.Errorf("%w policy: grant_deadline is %s", ErrInvalid, time.Duration(p.GrantDeadline))
 	case p.RebootTime < 0:
 		return fmt.Errorf("%w policy: reboot_time is %s", ErrInvalid, time.Duration(p.RebootTime))
 	case len(p.Classes) > maxClasses:
@@ -120,4 +129,21 @@ func (d Duration) String() string { return time.Duration(d).String() }
 // Window says whether the policy lets anybody reboot at t, and until or from when.
 func (p Policy) Window(t time.Time) window.Status {
 	return p.schedule().At(t, time.Duration(p.RebootTime))
+}
+
+// Unknown names the fields that this version does not know, with their places. In a policy that somebody has written by hand they
+// are likely to be typing mistakes.
+func (p Policy) Unknown() []string {
+	names := p.extra.Names()
+	for i, w := range p.Windows {
+		for _, n := range w.Unknown() {
+			names = append(names, fmt.Sprintf("windows[%d].%s", i, n))
+		}
+	}
+	for i, b := range p.Blackouts {
+		for _, n := range b.Unknown() {
+			names = append(names, fmt.Sprintf("blackouts[%d].%s", i, n))
+		}
+	}
+	return names
 }

@@ -68,6 +68,7 @@ type simHost struct {
 	queued time.Time
 	begun  time.Time
 	buried bool
+	asks   int
 }
 
 // simStore is the memory as one host sees it: it can be away, and what a commit hands over wakes the hosts that are served.
@@ -207,6 +208,14 @@ func (h *simHost) ask() {
 		h.state = "halted"
 	case st.Granted:
 		h.reboot()
+	default: // woken by the watch; and, as real hosts do, it says now and then that it still waits
+		h.asks++
+		n := h.asks
+		w.in(20*time.Minute+time.Duration(w.rng.IntN(300))*time.Second, func() {
+			if h.asks == n {
+				h.ask()
+			}
+		})
 	}
 }
 

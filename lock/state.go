@@ -1,11 +1,12 @@
 package lock
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/flipside-linux/flipside/lock/keep"
 )
 
 // schema is the version of the stored state. It grows when an older version would misunderstand a newer state; a new field that an
@@ -23,7 +24,7 @@ type State struct {
 	Seq      int64              `json:"seq,omitempty"`      // number of audit entries so far
 	Queue    []Waiter           `json:"queue,omitempty"`    // only in answers; a store keeps it beside the state
 
-	extra map[string]json.RawMessage
+	extra keep.Fields
 }
 
 // Holder is a host that has a slot.
@@ -45,7 +46,7 @@ type Holder struct {
 	NewBootID string    `json:"new_boot_id,omitempty"` // of the boot that it came up with
 	Late      time.Time `json:"late,omitzero"`         // when it was found to stay away too long
 
-	extra map[string]json.RawMessage
+	extra keep.Fields
 }
 
 // Since is when the holder entered its phase.
@@ -63,6 +64,7 @@ func (h Holder) Since() time.Time {
 type Waiter struct {
 	Claim
 	Since   time.Time `json:"since"`
+	Asked   time.Time `json:"asked,omitzero"`    // when it last said that it still waits
 	Arrival int64     `json:"arrival,omitempty"` // the store's revision: the order of the queue
 }
 
@@ -70,6 +72,8 @@ type Waiter struct {
 type Failure struct {
 	Hosts []FailedHost `json:"hosts"`
 	InRow int          `json:"in_row,omitempty"` // since the last success
+
+	extra keep.Fields
 }
 
 // FailedHost is one host that a version failed on.
@@ -87,6 +91,8 @@ const maxFailedHosts = 100
 type Halt struct {
 	Since  time.Time `json:"since"`
 	Reason string    `json:"reason"`
+
+	extra keep.Fields
 }
 
 // Entry is a line of the audit trail.
@@ -154,23 +160,31 @@ func (s *step) log(what, host, version, from, why string) {
 // changed reports whether there is anything to commit.
 func (s *step) changed() bool { return len(s.audit) > 0 || len(s.remove) > 0 }
 
-// tick finds holders that stay away too long.
+// tick does what the time alone brings: it takes slots back that were never used, and finds holders that stay away too long.
 func (s *step) tick() {
+	if limit := time.Duration(s.Policy.GrantDeadline); limit > 0 {
+		// Safe, whoever has the slot: nobody goes down without a mark, and that now fails with ErrNotHeld.
+		s.Holders = slices.DeleteFunc(s.Holders, func(h Holder) bool {
+			unused := h.Phase == Granted && s.now.Sub(h.Granted) > limit
+			if unused {
+				s.log("taken back", h.Host, h.To, h.From, fmt.Sprintf("not used within %s", limit))
+			}
+			return unused
+		})
+	}
 	limit := time.Duration(s.Policy.BootDeadline)
 	if limit <= 0 {
 		return
 	}
 	for i := range s.Holders {
 		h := &s.Holders[i]
-		if !h.Late.IsZero() || s.now.Sub(h.Since()) <= limit {
+		if h.Phase == Granted || !h.Late.IsZero() || s.now.Sub(h.Since()) <= limit {
 			continue
 		}
 		h.Late = s.now
 		why := fmt.Sprintf("%s for more than %s", h.Phase, limit)
 		s.log("late", h.Host, h.To, h.From, why)
-		if h.Phase != Granted { // a host that has not rebooted says nothing about the version
-			s.failed(h.Host, h.To, why, true)
-		}
+		s.failed(h.Host, h.To, why, true)
 	}
 }
 
@@ -341,6 +355,9 @@ func (s *step) setPolicy(p Policy, why string) error {
 	}
 	if p.extra == nil {
 		p.extra = s.Policy.extra
+	}
+	if p.Max > 0 {
+		p.PausedMax = 0
 	}
 	s.Policy = p
 	s.signal = true

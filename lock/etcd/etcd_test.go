@@ -190,7 +190,7 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 	endpoint, _ := start(t)
 	c := client(t, endpoint)
 	k := open(t, etcd.Config{Endpoints: []string{endpoint}})
-	const body = `{"schema":1,"policy":{"max":2,"failure_budget":1,"boot_deadline":"5m0s","moon":"full"},"holders":[{"host":"x","phase":"granted","granted":"2026-01-01T00:00:00Z","colour":"red"}],"future":{"a":[1]}}`
+	const body = `{"schema":1,"policy":{"max":2,"failure_budget":1,"boot_deadline":"0s","moon":"full","windows":[{"start":"04:00","length":"1h","zone":"UTC","tide":"low"}]},"holders":[{"host":"x","phase":"rebooting","granted":"2026-01-01T00:00:00Z","colour":"red"}],"halts":{"9":{"since":"2026-01-01T00:00:00Z","reason":"r","by":"me"}},"future":{"a":[1]}}`
 	if _, err := c.Put(t.Context(), etcd.DefaultPrefix+"g/state", body); err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +205,7 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 	if err := json.Unmarshal(resp.Kvs[0].Value, &got); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"moon":"full"`, `"colour":"red"`, `"future":{"a":[1]}`, `"max":3`} {
+	for _, want := range []string{`"moon":"full"`, `"tide":"low"`, `"by":"me"`, `"colour":"red"`, `"future":{"a":[1]}`, `"max":3`} {
 		if !strings.Contains(string(resp.Kvs[0].Value), want) {
 			t.Errorf("%s is gone from %s", want, resp.Kvs[0].Value)
 		}

@@ -152,21 +152,6 @@ func (c *Client) Release(ctx context.Context, group, host string, v lock.Verdict
 	return nil
 }
 
-// State implements [lock.Semaphore]: the protocol cannot ask for it.
-func (c *Client) State(context.Context, string) (lock.State, error) {
-	return lock.State{}, fmt.Errorf("reading the state: %w", ErrUnsupported)
-}
-
-// SetMax implements [lock.Semaphore]: the protocol cannot set it.
-func (c *Client) SetMax(context.Context, string, int) error {
-	return fmt.Errorf("setting max: %w", ErrUnsupported)
-}
-
-// Resume implements [lock.Semaphore]: the protocol knows no halts.
-func (c *Client) Resume(context.Context, string, string) error {
-	return fmt.Errorf("resuming: %w", ErrUnsupported)
-}
-
 func (c *Client) post(ctx context.Context, path string, m message) error {
 	data, err := json.Marshal(m)
 	if err != nil {

@@ -25,9 +25,6 @@ import "errors"
 // ErrNoVerdict means that the server cannot take a failed verdict. The slot is kept, so that no other host follows.
 var ErrNoVerdict = errors.New("this FleetLock server cannot be told that a version failed; the slot is kept so that no other host follows")
 
-// ErrUnsupported means that the protocol has no such call.
-var ErrUnsupported = errors.New("the FleetLock protocol has no such call")
-
 const (
 	header  = "fleet-lock-protocol"
 	maxBody = 64 << 10

@@ -18,7 +18,7 @@ func windows(e env) {
 	w, err := window.Parse("Thu 04:00", "1h", "UTC")
 	e.must(err)
 	e.policy(func(p *lock.Policy) {
-		p.Windows, p.RebootTime = []window.Window{w}, lock.Duration(10*time.Minute)
+		p.Windows, p.RebootTime, p.GrantDeadline = []window.Window{w}, lock.Duration(10*time.Minute), 0
 	})
 	opens := time.Date(2026, 11, 26, 4, 0, 0, 0, time.UTC)
 	if st := e.waits("a", 1); !st.Ask.Equal(opens) || st.Blocked == "" {
@@ -83,7 +83,7 @@ func history(e env) {
 	e.granted("a")
 	e.must(e.k.Mark(e.ctx, e.group, "a", lock.Mark{Phase: lock.Rebooting}))
 	e.release("a", lock.Failed)
-	e.must(e.k.Resume(e.ctx, e.group, "2.0.0"))
+	e.must(e.k.Resume(e.ctx, e.group, "2.0.0", "looked at"))
 	entries, err := e.k.History(e.ctx, e.group)
 	e.must(err)
 	var what []string

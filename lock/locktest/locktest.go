@@ -62,6 +62,9 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		{"failure halts the version", failureHalts},
 		{"budget of two, and successes in between", budgetOfTwo},
 		{"late is suspect", late},
+		{"a slot that nobody uses is taken back", takenBack},
+		{"who does not ask any more leaves the queue", leavesTheQueue},
+		{"pause", pause},
 		{"zones", zones},
 		{"classes", classes},
 		{"window", windows},
@@ -279,7 +282,7 @@ func failureHalts(e env) {
 	}
 	e.release("b", lock.Cancelled)
 	e.release("a", lock.Failed) // told again after a lost reply: counts once
-	e.must(e.k.Resume(e.ctx, e.group, "2.0.0"))
+	e.must(e.k.Resume(e.ctx, e.group, "2.0.0", "looked at"))
 	e.granted("b")
 
 	// A host that was granted before the halt, and has not rebooted, must not.
@@ -340,8 +343,68 @@ func late(e env) {
 	if s := e.state(); len(s.Failures) != 0 || len(s.Halts) != 1 {
 		e.Errorf("after it came back: %+v; the halt stays until somebody looks", s)
 	}
-	e.must(e.k.Resume(e.ctx, e.group, ""))
+	e.must(e.k.Resume(e.ctx, e.group, "", "looked at"))
 	e.granted("b")
+}
+
+// takenBack: a host went away while it waited, and was granted a slot that it does not use.
+func takenBack(e env) {
+	e.policy(func(p *lock.Policy) { p.GrantDeadline = lock.Duration(10 * time.Minute) })
+	e.granted("a")
+	e.waits("gone", 1)
+	e.waits("b", 2)
+	e.release("a", lock.Healthy)
+	e.clock.advance(9 * time.Minute)
+	e.waits("b", 1)
+	e.clock.advance(2 * time.Minute)
+	e.granted("b")
+	if err := e.k.Mark(e.ctx, e.group, "gone", lock.Mark{Phase: lock.Rebooting}); !errors.Is(err, lock.ErrNotHeld) {
+		e.Errorf("Mark of a host whose slot was taken back = %v, want ErrNotHeld", err)
+	}
+	e.must(e.k.Mark(e.ctx, e.group, "b", lock.Mark{Phase: lock.Rebooting}))
+	e.clock.advance(20 * time.Minute)
+	if hs := e.holders(); !slices.Equal(hs, []string{"b"}) {
+		e.Errorf("holders %v: a slot that is used is not taken back", hs)
+	}
+	if s := e.state(); len(s.Failures) != 0 {
+		e.Errorf("failures %+v: a host that has not gone down says nothing about the version", s.Failures)
+	}
+}
+
+func leavesTheQueue(e env) {
+	e.policy(func(p *lock.Policy) { p.BootDeadline = 0 })
+	e.granted("a")
+	e.must(e.k.Mark(e.ctx, e.group, "a", lock.Mark{Phase: lock.Rebooting}))
+	e.waits("gone", 1)
+	e.waits("b", 2)
+	for range 4 {
+		e.clock.advance(10 * time.Minute)
+		e.waits("b", 2)
+	}
+	e.release("a", lock.Healthy)
+	if hs := e.holders(); !slices.Equal(hs, []string{"b"}) {
+		e.Errorf("holders %v, want b", hs)
+	}
+	if q := e.state().Queue; len(q) != 0 {
+		e.Errorf("queue %+v", q)
+	}
+}
+
+func pause(e env) {
+	e.must(e.k.SetMax(e.ctx, e.group, 3))
+	e.granted("a")
+	e.must(e.k.Pause(e.ctx, e.group, "the network is rebuilt"))
+	e.must(e.k.Pause(e.ctx, e.group, "again"))
+	e.waits("b", 1)
+	e.must(e.k.Unpause(e.ctx, e.group, "it is done"))
+	e.granted("b")
+	if s := e.state(); s.Policy.Max != 3 || s.Policy.PausedMax != 0 || len(s.Holders) != 2 {
+		e.Errorf("after the pause: %+v", s)
+	}
+	e.must(e.k.SetMax(e.ctx, e.group, 0))
+	if err := e.k.Unpause(e.ctx, e.group, ""); !errors.Is(err, lock.ErrInvalid) {
+		e.Errorf("Unpause of a group whose max was set to 0 = %v, want ErrInvalid", err)
+	}
 }
 
 func zones(e env) {

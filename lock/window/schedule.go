@@ -1,9 +1,10 @@
 package window
 
 import (
-	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/flipside-linux/flipside/lock/keep"
 )
 
 // Blackout is a span of whole days on which nothing may happen.
@@ -11,6 +12,7 @@ type Blackout struct {
 	from, to time.Time // noon UTC of the first and last day
 	reason   string
 	zone     *time.Location
+	extra    keep.Fields
 }
 
 type blackoutJSON struct {
@@ -67,13 +69,17 @@ func (b Blackout) MarshalJSON() ([]byte, error) {
 	if b.zone != nil && b.zone != time.Local {
 		j.Zone = b.zone.String()
 	}
-	return json.Marshal(j)
+	return keep.Encode(j, b.extra)
 }
+
+// Unknown names the fields of its JSON form that this version does not know. They are kept.
+func (b Blackout) Unknown() []string { return b.extra.Names() }
 
 // UnmarshalJSON reads what MarshalJSON writes. The zone must be named.
 func (b *Blackout) UnmarshalJSON(data []byte) error {
 	var j blackoutJSON
-	if err := json.Unmarshal(data, &j); err != nil {
+	extra, err := keep.Decode(data, &j)
+	if err != nil {
 		return err
 	}
 	if j.Zone == "" {
@@ -83,7 +89,7 @@ func (b *Blackout) UnmarshalJSON(data []byte) error {
 	if err != nil {
 		return err
 	}
-	*b = v
+	*b, b.extra = v, extra
 	return nil
 }
 

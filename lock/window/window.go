@@ -14,7 +14,6 @@
 package window
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -23,6 +22,8 @@ import (
 	"strings"
 	"time"
 	_ "time/tzdata" // a policy names zones, and a minimal host has no files about them
+
+	"github.com/flipside-linux/flipside/lock/keep"
 )
 
 // ErrSyntax is wrapped by every error about how a window is written.
@@ -34,6 +35,7 @@ type Window struct {
 	hour, minute int
 	length       time.Duration
 	zone         *time.Location
+	extra        keep.Fields
 }
 
 const day = 24 * time.Hour
@@ -170,13 +172,17 @@ func (w Window) MarshalJSON() ([]byte, error) {
 	if w.zone != nil && w.zone != time.Local {
 		j.Zone = w.zone.String()
 	}
-	return json.Marshal(j)
+	return keep.Encode(j, w.extra)
 }
+
+// Unknown names the fields of its JSON form that this version does not know. They are kept.
+func (w Window) Unknown() []string { return w.extra.Names() }
 
 // UnmarshalJSON reads what MarshalJSON writes. The zone must be named: a policy that many hosts read has no local time.
 func (w *Window) UnmarshalJSON(data []byte) error {
 	var j windowJSON
-	if err := json.Unmarshal(data, &j); err != nil {
+	extra, err := keep.Decode(data, &j)
+	if err != nil {
 		return err
 	}
 	m := startForm.FindStringSubmatch(strings.TrimSpace(j.Start))
@@ -190,7 +196,7 @@ func (w *Window) UnmarshalJSON(data []byte) error {
 	if err != nil {
 		return err
 	}
-	*w = v
+	*w, w.extra = v, extra
 	return nil
 }
 
