@@ -23,6 +23,9 @@ func (s State) Forecast(now time.Time) (turns []Turn, never []Waiter) {
 	if each <= 0 {
 		return nil, queue
 	}
+	for i := range queue {
+		queue[i].Asked = time.Time{} // as if they all go on asking
+	}
 	s.Policy.order(queue)
 	st := s.begin(now, "")
 	done := map[string]time.Time{}

@@ -167,7 +167,7 @@ func (s State) open(now time.Time) bool {
 // position is the place of a claim in the queue. v is what joining the queue has shown.
 func (k *Keeper) position(ctx context.Context, s State, c Claim, v View) (int, error) {
 	if len(s.Policy.Classes) == 0 && v.Own != nil {
-		if v.Own.Arrival >= v.Rev { // it has come just now: it is the last
+		if v.Length > 0 && v.Own.Arrival >= v.Rev { // it has come just now: it is the last
 			return v.Length, nil
 		}
 		n, err := k.store.Ahead(ctx, c.Group, v.Own.Arrival)

@@ -142,8 +142,14 @@ func (c Claim) check() (Claim, error) {
 	return c, nil
 }
 
+// clip makes a text of a host fit to be kept, and to be shown on the terminals of others.
 func clip(s string) string {
-	s = strings.ToValidUTF8(s, "?")
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
 	if len(s) > maxText {
 		s = strings.ToValidUTF8(s[:maxText], "") + "..."
 	}

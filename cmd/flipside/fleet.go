@@ -1,21 +1,19 @@
 package main
 
 import (
-	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"maps"
+	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
-	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 
 	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/omaha"
 )
 
 func (a *app) fleetCommand() *cobra.Command {
@@ -42,7 +40,7 @@ func (a *app) fleetStatus(s *semaphoreFlags) *cobra.Command {
 		Short: "who holds, who waits, since when, for which version, what is halted",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				groups := []string{s.group}
 				if all {
 					var err error
@@ -63,7 +61,9 @@ func (a *app) fleetStatus(s *semaphoreFlags) *cobra.Command {
 						if i > 0 {
 							fmt.Fprintln(a.stdout)
 						}
-						printGroup(a.stdout, g, st, time.Now())
+						if err := a.groupScreen(g, st, time.Now()).print(a.stdout); err != nil {
+							return err
+						}
 					}
 				}
 				if a.json {
@@ -86,12 +86,13 @@ func (a *app) fleetStatus(s *semaphoreFlags) *cobra.Command {
 }
 
 func (a *app) fleetPlan(s *semaphoreFlags) *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	cmd := &cobra.Command{
 		Use:   "plan",
 		Short: "forecast the order in which the hosts that wait will reboot, and when the last is done",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				st, err := k.State(cmd.Context(), s.group)
 				if err != nil {
 					return err
@@ -110,27 +111,12 @@ func (a *app) fleetPlan(s *semaphoreFlags) *cobra.Command {
 						Never      []lock.Waiter `json:"never,omitempty"`
 					}{"flipside.fleet-plan/v1", s.group, lock.Duration(st.RebootTime()), turns, never})
 				}
-				if st.RebootTime() == 0 && len(st.Queue) > 0 {
-					fmt.Fprintln(a.stdout, "nobody knows yet how long a reboot takes here; reboot_time in the policy says it until it is measured")
-				}
-				tw := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-				for i, t := range turns {
-					fmt.Fprintf(tw, "%d\t%s\t%s\t%s\n", i+1, t.Host, t.To, t.At.Local().Format(time.DateTime))
-				}
-				tw.Flush()
-				if n := len(turns); n > 0 {
-					fmt.Fprintf(a.stdout, "the last of %d hosts is done about %s, if every reboot takes %s\n", n, turns[n-1].Done.Local().Format(time.DateTime), st.RebootTime().Round(time.Second))
-				}
-				for _, w := range never {
-					fmt.Fprintf(a.stdout, "%s gets no turn as things are\n", w.Host)
-				}
-				if len(st.Queue) == 0 {
-					fmt.Fprintln(a.stdout, "nobody waits")
-				}
-				return nil
+				return a.planScreen(s.group, st, all, now).print(a.stdout)
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&all, "all", false, "every host, however many there are")
+	return cmd
 }
 
 func (a *app) fleetHistory(s *semaphoreFlags) *cobra.Command {
@@ -140,7 +126,7 @@ func (a *app) fleetHistory(s *semaphoreFlags) *cobra.Command {
 		Short: "the audit trail: who, what, when, from where, why",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				entries, err := k.History(cmd.Context(), s.group)
 				if err != nil {
 					return err
@@ -158,15 +144,9 @@ func (a *app) fleetHistory(s *semaphoreFlags) *cobra.Command {
 						Entries []lock.Entry `json:"entries"`
 					}{"flipside.fleet-history/v1", s.group, entries})
 				}
-				tw := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-				for _, e := range entries {
-					by := e.By
-					if by == e.Host {
-						by = ""
-					}
-					fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Time.Local().Format(time.DateTime), e.What, e.Host, e.Version, e.Why, by)
-				}
-				return tw.Flush()
+				out := a.sheet()
+				a.entryTable(out, entries)
+				return out.print(a.stdout)
 			})
 		},
 	}
@@ -177,10 +157,13 @@ func (a *app) fleetHistory(s *semaphoreFlags) *cobra.Command {
 func (a *app) fleetWatch(s *semaphoreFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "watch",
-		Short: "print the state of a group whenever it changes",
+		Short: "follow a group: a screen that is redrawn on a terminal, a line for every change elsewhere",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
+				if a.terminal() && !a.json {
+					return a.watchScreen(cmd.Context(), k, s.group)
+				}
 				var printErr error
 				err := k.Follow(cmd.Context(), s.group, func(st lock.State) bool {
 					if a.json {
@@ -209,20 +192,22 @@ func watchLine(w io.Writer, st lock.State) error {
 	if len(holders) > 0 {
 		line += ": " + strings.Join(holders, ", ")
 	}
-	for v, h := range st.Halts {
-		line += fmt.Sprintf("; %s halted: %s", v, h.Reason)
+	for _, v := range slices.Sorted(maps.Keys(st.Halts)) {
+		line += fmt.Sprintf("; %s halted: %s", v, st.Halts[v].Reason)
 	}
+	line = omaha.Printable(line)
 	_, err := fmt.Fprintln(w, line)
 	return err
 }
 
 func (a *app) fleetPause(s *semaphoreFlags) *cobra.Command {
-	return &cobra.Command{
+	var reason string
+	cmd := &cobra.Command{
 		Use:   "pause",
-		Short: "let no further host reboot (sets max to 0)",
+		Short: "let no further host reboot, until resume",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				st, err := k.State(cmd.Context(), s.group)
 				if err != nil {
 					return err
@@ -230,13 +215,15 @@ func (a *app) fleetPause(s *semaphoreFlags) *cobra.Command {
 				if st.Policy.Max == 0 {
 					return withExit(exitNothing, fmt.Errorf("group %s is paused already", s.group))
 				}
-				if err := k.SetMax(cmd.Context(), s.group, 0); err != nil {
+				if err := k.Pause(cmd.Context(), s.group, reason); err != nil {
 					return err
 				}
-				return a.done(fmt.Sprintf("group %s is paused; it goes on with: flipside lock set-max --group %s %d", s.group, s.group, st.Policy.Max))
+				return a.done(fmt.Sprintf("group %s is paused; it goes on with: flipside fleet resume --group %s", s.group, s.group))
 			})
 		},
 	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, in words; kept in the audit trail")
+	return cmd
 }
 
 func (a *app) fleetForceRelease(s *semaphoreFlags) *cobra.Command {
@@ -251,7 +238,7 @@ slow, there will be one host more down than the policy allows. It is written to 
 			if reason == "" {
 				return usagef("--reason is missing: why will %s not come back?", args[0])
 			}
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				st, err := k.State(cmd.Context(), s.group)
 				if err != nil {
 					return err
@@ -269,100 +256,4 @@ slow, there will be one host more down than the policy allows. It is written to 
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, in words; kept in the audit trail")
 	return cmd
-}
-
-func (a *app) fleetPolicy(s *semaphoreFlags) *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "read, change or check the reboot policy of a group", Args: cobra.NoArgs}
-	var why string
-	get := &cobra.Command{
-		Use:   "get",
-		Short: "print the policy, in the form that set takes",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.with(func(k *lock.Keeper) error {
-				st, err := k.State(cmd.Context(), s.group)
-				if err != nil {
-					return err
-				}
-				return a.printJSON(st.Policy)
-			})
-		},
-	}
-	set := &cobra.Command{
-		Use:   "set FILE",
-		Short: "replace the policy by that of a JSON or TOML file (- is standard input)",
-		Args:  exactArgs(1, "the FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := a.readPolicy(args[0])
-			if err != nil {
-				return err
-			}
-			return s.with(func(k *lock.Keeper) error {
-				if err := k.SetPolicy(cmd.Context(), s.group, p, why); err != nil {
-					return err
-				}
-				return a.done("the policy of group " + s.group + " is set")
-			})
-		},
-	}
-	set.Flags().StringVar(&why, "reason", "", "why, in words; kept in the audit trail")
-	check := &cobra.Command{
-		Use:   "check FILE",
-		Short: "check a policy without setting it, and say when its windows open",
-		Args:  exactArgs(1, "the FILE"),
-		RunE: func(_ *cobra.Command, args []string) error {
-			p, err := a.readPolicy(args[0])
-			if err != nil {
-				return err
-			}
-			now := time.Now()
-			st := p.Window(now)
-			switch {
-			case st.Open && st.Until.IsZero():
-				return a.done("the policy is good; its window is always open")
-			case st.Open:
-				return a.done("the policy is good; its window is open until " + st.Until.Local().Format(time.DateTime))
-			case st.Next.IsZero():
-				return withExit(exitFailed, fmt.Errorf("the policy can be read, but no host will ever reboot: %s", st.Why))
-			}
-			return a.done("the policy is good; its window opens " + st.Next.Local().Format(time.DateTime))
-		},
-	}
-	cmd.AddCommand(get, set, check)
-	return cmd
-}
-
-// readPolicy reads a policy that a person has written. What it does not name has the default; what nobody knows is an error.
-func (a *app) readPolicy(path string) (lock.Policy, error) {
-	var data []byte
-	var err error
-	if path == "-" {
-		data, err = io.ReadAll(io.LimitReader(a.stdin, 1<<20))
-	} else {
-		data, err = os.ReadFile(path)
-	}
-	if err != nil {
-		return lock.Policy{}, fmt.Errorf("reading the policy: %w", err)
-	}
-	name := cmp.Or(strings.TrimPrefix(path, "-"), "standard input")
-	if trimmed := bytes.TrimSpace(data); len(trimmed) == 0 || trimmed[0] != '{' {
-		var m map[string]any
-		if err := toml.Unmarshal(data, &m); err != nil {
-			return lock.Policy{}, fmt.Errorf("reading the policy: %s: %w", name, err)
-		}
-		if data, err = json.Marshal(m); err != nil {
-			return lock.Policy{}, fmt.Errorf("reading the policy: %s: %w", name, err)
-		}
-	}
-	p := lock.DefaultPolicy()
-	if err := json.Unmarshal(data, &p); err != nil {
-		return lock.Policy{}, fmt.Errorf("reading the policy: %s: %w", name, err)
-	}
-	if unknown := p.Unknown(); len(unknown) > 0 {
-		return lock.Policy{}, withHint(usagef("%s: unknown field %q in the policy", name, unknown[0]), "flipside fleet policy get prints the fields that are set")
-	}
-	if err := p.Check(); err != nil {
-		return lock.Policy{}, fmt.Errorf("%s: %w", name, err)
-	}
-	return p, nil
 }

@@ -5,18 +5,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/lock/etcd"
+	"github.com/flipside-linux/flipside/lock/single"
 	"github.com/flipside-linux/flipside/updater/config"
 )
 
@@ -26,6 +26,7 @@ type semaphoreFlags struct {
 	endpoints                                 []string
 	group                                     string
 	ca, cert, key, user, passwordFile, prefix string
+	store                                     string // directory of a semaphore without etcd
 	timeout                                   time.Duration
 }
 
@@ -40,6 +41,7 @@ func (a *app) semaphore(cmd *cobra.Command) *semaphoreFlags {
 	f.StringVar(&s.user, "user", "", "etcd `user`")
 	f.StringVar(&s.passwordFile, "password-file", "", "`file` whose first line is the password")
 	f.StringVar(&s.prefix, "prefix", etcd.DefaultPrefix, "`prefix` of the keys in etcd")
+	f.StringVar(&s.store, "store", "", "`directory` of a semaphore that \"fleet serve\" keeps on this machine, instead of etcd")
 	f.DurationVar(&s.timeout, "timeout", 10*time.Second, "how long etcd may take to answer")
 	return s
 }
@@ -62,7 +64,7 @@ func (s *semaphoreFlags) config() (etcd.Config, error) {
 		return etcd.Config{}, &usageError{err}
 	}
 	if len(s.endpoints) == 0 {
-		return etcd.Config{}, withHint(usagef("no etcd to ask"), "--endpoints http://host:2379, or lock.endpoints in %s", path)
+		return etcd.Config{}, withHint(usagef("no etcd to ask"), "--endpoints http://host:2379, or lock.endpoints in %s, or --store where there is no etcd", path)
 	}
 	password := ""
 	if s.passwordFile != "" {
@@ -72,6 +74,14 @@ func (s *semaphoreFlags) config() (etcd.Config, error) {
 		}
 		password, _, _ = strings.Cut(strings.TrimSpace(string(data)), "\n")
 	}
+	return etcd.Config{
+		Endpoints: s.endpoints, CA: s.ca, Cert: s.cert, Key: s.key, User: s.user, Password: password, Prefix: s.prefix,
+		RequestTimeout: s.timeout, Keeper: lock.Options{By: operator()},
+	}, nil
+}
+
+// operator names whoever runs this command, for the audit trail.
+func operator() string {
 	who, err := os.Hostname()
 	if err != nil {
 		who = "unknown host"
@@ -79,27 +89,43 @@ func (s *semaphoreFlags) config() (etcd.Config, error) {
 	if u := cmp.Or(os.Getenv("SUDO_USER"), os.Getenv("USER")); u != "" {
 		who = u + " on " + who
 	}
-	return etcd.Config{
-		Endpoints: s.endpoints, CA: s.ca, Cert: s.cert, Key: s.key, User: s.user, Password: password, Prefix: s.prefix,
-		RequestTimeout: s.timeout, Keeper: lock.Options{By: who},
-	}, nil
+	return who
 }
 
-func (s *semaphoreFlags) connect() (*lock.Keeper, error) {
-	cfg, err := s.config()
-	if err != nil {
+func (s *semaphoreFlags) connect(ctx context.Context) (*lock.Keeper, error) {
+	if s.store == "" {
+		cfg, err := s.config()
+		if err != nil {
+			return nil, err
+		}
+		k, err := etcd.New(cfg)
+		if errors.Is(err, lock.ErrInvalid) {
+			err = &usageError{err}
+		}
+		return k, err
+	}
+	s.group = cmp.Or(s.group, "default")
+	if err := lock.CheckGroup(s.group); err != nil {
+		return nil, &usageError{err}
+	}
+	if len(s.endpoints) > 0 {
+		return nil, usagef("--store and --endpoints are two semaphores; name one")
+	}
+	store, err := single.Attach(ctx, s.store)
+	switch {
+	case errors.Is(err, single.ErrBusy):
+		return nil, withExit(exitBusy, err)
+	case errors.Is(err, os.ErrNotExist):
+		return nil, withHint(err, "flipside fleet serve --store %s makes one", s.store)
+	case err != nil:
 		return nil, err
 	}
-	k, err := etcd.New(cfg)
-	if errors.Is(err, lock.ErrInvalid) {
-		err = &usageError{err}
-	}
-	return k, err
+	return lock.On(store, lock.Options{By: operator()}), nil
 }
 
 // with runs f on the semaphore and gives its errors exit codes and hints.
-func (s *semaphoreFlags) with(f func(*lock.Keeper) error) error {
-	k, err := s.connect()
+func (s *semaphoreFlags) with(ctx context.Context, f func(*lock.Keeper) error) error {
+	k, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -110,7 +136,7 @@ func (s *semaphoreFlags) with(f func(*lock.Keeper) error) error {
 		return nil
 	case errors.Is(err, os.ErrPermission):
 		return withHint(withExit(exitPermitted, err), "etcd refuses these credentials: --user, --password-file, --cert, --key")
-	case errors.Is(err, lock.ErrUnavailable):
+	case errors.Is(err, lock.ErrUnavailable) && s.store == "":
 		return withHint(err, "is etcd running at %s?", strings.Join(s.endpoints, ", "))
 	case errors.Is(err, lock.ErrInvalid):
 		return &usageError{err}
@@ -142,7 +168,7 @@ func (a *app) lockStatus(s *semaphoreFlags) *cobra.Command {
 		Short: "who holds a slot, who waits, what is halted",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				st, err := k.State(cmd.Context(), s.group)
 				if err != nil {
 					return err
@@ -166,9 +192,13 @@ get a slot keeps its place in the queue for some minutes; asking again keeps it 
 			if err := s.host(&c.Host); err != nil {
 				return err
 			}
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				c.Group = s.group
 				st, err := a.acquire(cmd.Context(), k, c, wait)
+				if err == nil && st.Granted {
+					// Nobody knows what the caller does with it: from now on only a release frees it.
+					err = k.Mark(cmd.Context(), c.Group, c.Host, lock.Mark{Phase: lock.Rebooting, Token: st.Token})
+				}
 				if err != nil {
 					return err
 				}
@@ -273,7 +303,7 @@ func (a *app) lockRelease(s *semaphoreFlags) *cobra.Command {
 			if v.Outcome = lock.Outcome(verdict); !slices.Contains(outcomes, v.Outcome) {
 				return usagef("--verdict %q is not one of healthy, failed, cancelled", verdict)
 			}
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				if err := k.Release(cmd.Context(), s.group, host, v); err != nil {
 					return err
 				}
@@ -312,7 +342,7 @@ func (a *app) lockSetMax(s *semaphoreFlags) *cobra.Command {
 			if err != nil || n < 0 {
 				return usagef("max %q is not a number from 0 on", args[0])
 			}
-			return s.with(func(k *lock.Keeper) error {
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				if err := k.SetMax(cmd.Context(), s.group, n); err != nil {
 					return err
 				}
@@ -324,35 +354,54 @@ func (a *app) lockSetMax(s *semaphoreFlags) *cobra.Command {
 
 func (a *app) lockResume(s *semaphoreFlags) *cobra.Command {
 	var all bool
+	var reason string
 	cmd := &cobra.Command{
 		Use:   "resume [VERSION]",
-		Short: "lift the halt of a version and forget its failures",
+		Short: "go on after a pause, or lift the halt of a version and forget its failures",
 		Args:  cobra.MaximumNArgs(1),
+		Long: `Resume without a VERSION lets a group go on that was paused, with the max that it had. With a VERSION, or --all, it lifts halts:
+what failed is forgotten, and the next host may try. Look first.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if (len(args) == 1) == all {
+			if len(args) == 1 && all {
 				return usagef("name a VERSION, or --all")
 			}
-			version := ""
-			if !all {
-				version = args[0]
-			}
-			return s.with(func(k *lock.Keeper) error {
+			version := strings.Join(args, "")
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				st, err := k.State(cmd.Context(), s.group)
 				if err != nil {
 					return err
 				}
+				if version == "" && !all {
+					return a.unpause(cmd.Context(), k, s.group, st, reason)
+				}
 				if _, halted := st.Halts[version]; len(st.Halts) == 0 || !all && !halted {
 					return withExit(exitNothing, fmt.Errorf("nothing is halted in group %s%s", s.group, strings.TrimRight(" under version "+version, " ")))
 				}
-				if err := k.Resume(cmd.Context(), s.group, version); err != nil {
+				if err := k.Resume(cmd.Context(), s.group, version, reason); err != nil {
 					return err
 				}
 				return a.done(fmt.Sprintf("group %s goes on with %s", s.group, cmp.Or(version, "all versions")))
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "resume every version")
+	cmd.Flags().BoolVar(&all, "all", false, "lift the halt of every version")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, in words; kept in the audit trail")
 	return cmd
+}
+
+func (a *app) unpause(ctx context.Context, k *lock.Keeper, group string, st lock.State, reason string) error {
+	switch {
+	case st.Policy.Max > 0 && len(st.Halts) > 0:
+		return usagef("group %s is not paused; halted is %s: name it, or --all", group, strings.Join(slices.Sorted(maps.Keys(st.Halts)), ", "))
+	case st.Policy.Max > 0:
+		return withExit(exitNothing, fmt.Errorf("group %s is not paused, and nothing is halted", group))
+	case st.Policy.PausedMax == 0:
+		return withHint(usagef("group %s has max 0, and it is not on record what it was before", group), "flipside lock set-max --group %s N", group)
+	}
+	if err := k.Unpause(ctx, group, reason); err != nil {
+		return err
+	}
+	return a.done(fmt.Sprintf("group %s goes on: up to %d host(s) may be down at once", group, st.Policy.PausedMax))
 }
 
 // printGroup prints the state of one group.
@@ -360,7 +409,7 @@ func (a *app) printGroup(group string, st lock.State) error {
 	if a.json {
 		return a.printJSON(groupDoc("flipside.lock-status/v1", group, st))
 	}
-	printGroup(a.stdout, group, st, time.Now())
+	a.groupScreen(group, st, time.Now()).print(a.stdout)
 	return nil
 }
 
@@ -384,49 +433,4 @@ func groupDoc(schema, group string, st lock.State) groupDocument {
 		d.Queue = []lock.Waiter{}
 	}
 	return d
-}
-
-func printGroup(w io.Writer, group string, st lock.State, now time.Time) {
-	fmt.Fprintf(w, "group %s: %d of %d down, %d waiting", group, len(st.Holders), st.Policy.Max, len(st.Queue))
-	if st.Policy.Max == 0 {
-		fmt.Fprint(w, ", paused")
-	}
-	if d := st.RebootTime(); d > 0 {
-		fmt.Fprintf(w, ", a reboot takes about %s", d.Round(time.Second))
-	}
-	fmt.Fprintln(w)
-	for v, h := range st.Halts {
-		fmt.Fprintf(w, "HALTED %s %s: %s\n  hint: flipside fleet resume --group %s %s\n", v, when(h.Since, now), h.Reason, group, v)
-	}
-	if len(st.Holders) > 0 {
-		fmt.Fprintln(w)
-		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(tw, "HOLDER\tPHASE\tSINCE\tFROM\tTO\tZONE\tTOKEN\tREASON")
-		for _, h := range st.Holders {
-			phase := string(h.Phase)
-			if !h.Late.IsZero() {
-				phase += ", late"
-			}
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", h.Host, phase, when(h.Since(), now), h.From, h.To, h.Zone, h.Token, h.Reason)
-		}
-		tw.Flush()
-	}
-	if len(st.Queue) > 0 {
-		fmt.Fprintln(w)
-		turns := map[string]time.Time{}
-		forecast, _ := st.Forecast(now)
-		for _, t := range forecast {
-			turns[t.Host] = t.At
-		}
-		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(tw, "WAITER\tPOSITION\tSINCE\tFROM\tTO\tZONE\tEXPECTED")
-		for i, q := range st.Queue {
-			expected := "-"
-			if t, ok := turns[q.Host]; ok {
-				expected = when(t, now)
-			}
-			fmt.Fprintf(tw, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", q.Host, i+1, when(q.Since, now), q.From, q.To, q.Zone, expected)
-		}
-		tw.Flush()
-	}
 }

@@ -49,6 +49,8 @@ func TestLockAndFleet(t *testing.T) {
 	run(0, "goes on with 2", "fleet", "resume", "2")
 	run(0, "is paused", "fleet", "pause")
 	run(exitNothing, "paused already", "fleet", "pause")
+	run(0, "up to 2 host", "fleet", "resume", "--reason", "the switch is replaced")
+	run(exitNothing, "not paused", "fleet", "resume")
 	run(0, "up to 3", "lock", "set-max", "3")
 	run(exitUsage, "--reason", "fleet", "force-release", "a")
 	run(0, "is free", "fleet", "force-release", "a", "--reason", "the machine burnt")
@@ -94,9 +96,9 @@ func TestFleetImport(t *testing.T) {
 			t.Fatalf("flipside %s ended with %d, want %d and %q; it printed\n%s", strings.Join(args, " "), code, want, contains, &out)
 		}
 	}
-	run(exitNothing, "no semaphore", "fleet", "import")
+	run(exitNothing, "no semaphore", "fleet", "import", "--from", "airlock")
 	put(`{"total_slots":2,"holders":["n1"],"later":true}`)
-	run(0, "still holds n1", "fleet", "import")
+	run(0, "still held there by n1", "fleet", "import")
 	resp, err := c.Get(t.Context(), key)
 	if err != nil || string(resp.Kvs[0].Value) != `{"holders":["n1"],"later":true,"total_slots":0}` {
 		t.Errorf("airlock is left with %s, %v", resp.Kvs[0].Value, err)
@@ -104,10 +106,10 @@ func TestFleetImport(t *testing.T) {
 	run(0, "1 of 2 down", "fleet", "status")
 	run(0, "holds a slot", "lock", "acquire", "--host", "n2")
 	run(exitBlocked, "position 1", "lock", "acquire", "--host", "n3")
-	run(0, "still holds n1", "fleet", "import") // again: changes nothing
+	run(0, "still held there by n1", "fleet", "import") // again: changes nothing
 	run(0, "2 of 2 down", "fleet", "status")
 	put(`{"total_slots":0,"holders":[]}`) // n1 has given its slot back there
-	run(0, "holds nobody", "fleet", "import")
+	run(0, "holds nobody there", "fleet", "import")
 	run(0, "holds a slot", "lock", "acquire", "--host", "n3")
 	put(`{"total_slots":"many"}`)
 	run(exitFailed, "total_slots", "fleet", "import")
@@ -121,6 +123,7 @@ func TestFleetPolicyCheck(t *testing.T) {
 		{`{"max":3,"failure_budget":1,"boot_deadline":"20m"}`, "always open", 0},
 		{"max = 1\n[[windows]]\ndays = [\"Thu\"]\nstart = \"04:00\"\nlength = \"1h\"\nzone = \"Europe/Berlin\"\n", "window", 0},
 		{"max = 1\nmaks = 2\n", "unknown field \"maks\"", exitUsage},
+		{"[[windows]]\ndyas = [\"Mon\"]\nstart = \"04:00\"\nlength = \"1h\"\nzone = \"UTC\"\n", "unknown field \"windows[0].dyas\"", exitUsage},
 		{"max = -1\n", "max is -1", exitFailed},
 		{"[[windows]]\nstart = \"2:30pm\"\nlength = \"1h\"\nzone = \"UTC\"\n", "2:30pm", exitFailed},
 		{"boot_deadline = \"soon\"\n", "soon", exitFailed},

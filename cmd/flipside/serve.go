@@ -9,17 +9,19 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/flipside-linux/flipside/lock/fleetlock"
 	"github.com/flipside-linux/flipside/omaha/server"
 )
 
 // serveCommand runs the release server.
 func (a *app) serveCommand() *cobra.Command {
 	var opt server.Options
-	var listen, tokenFile string
+	var listen, tokenFile, fleetListen string
 	var certs tlsFiles
 	var verbose bool
 	cmd := &cobra.Command{
@@ -47,11 +49,28 @@ The server listens on this machine only, unless --listen says otherwise. Behind 
 				}
 				opt.AdminToken = token
 			}
-			return a.serve(cmd.Context(), args[0], listen, certs, opt)
+			if fleetListen == "" {
+				return a.serve(cmd.Context(), args[0], listen, certs, opt)
+			}
+			secure, err := certs.config()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithCancel(cmd.Context())
+			defer cancel()
+			fleet := make(chan error, 1)
+			go func() {
+				defer cancel()
+				fleet <- a.serveSingle(ctx, filepath.Join(args[0], "fleet"), fleetListen, secure, &fleetlock.Server{})
+			}()
+			err = a.serve(ctx, args[0], listen, certs, opt)
+			cancel()
+			return errors.Join(err, <-fleet)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", "127.0.0.1:8787", "address to listen on")
+	f.StringVar(&fleetListen, "fleetlock", "", "also keep a reboot semaphore in DIR/fleet and answer FleetLock clients at this address (see flipside fleet serve)")
 	f.StringVar(&opt.PublicURL, "public-url", "", "address under which hosts find this server (default: the one they connected to)")
 	f.StringVar(&opt.AppID, "app-id", "", "serve only this application id (default: any)")
 	f.StringVar(&tokenFile, "admin-token-file", "", "file with the token that lets its bearer change channels over HTTP (default: nobody can)")

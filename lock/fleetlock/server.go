@@ -14,9 +14,12 @@ import (
 	"github.com/flipside-linux/flipside/lock"
 )
 
-// Server answers FleetLock clients from a semaphore. Who may call it is for the HTTP server around it to decide: the id in a request proves nothing.
+// Server answers FleetLock clients from a semaphore. The id in a request proves nothing: who may call is for the HTTP server around it
+// to decide, and for Permit.
 type Server struct {
 	Semaphore lock.Semaphore
+	// Permit says whether a request may speak for a host, by its certificate or its address; nil permits all. Its error is told to the client.
+	Permit func(r *http.Request, host string) error
 	// RetryAfter is what clients are told when nothing better is known; 0 is 30 s.
 	RetryAfter time.Duration
 	// Now is the clock; nil is that of the machine.
@@ -57,6 +60,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		s.refuse(w, http.StatusBadRequest, KindIdentity, err.Error(), time.Time{})
 		return
+	}
+	if s.Permit != nil {
+		if err := s.Permit(r, m.Client.ID); err != nil {
+			s.refuse(w, http.StatusForbidden, KindPermission, err.Error(), time.Time{})
+			return
+		}
 	}
 	if m.More == nil {
 		// Other clients have nothing more to say before they reboot: for them the grant is the mark.

@@ -192,7 +192,8 @@ func firstCome(e env) {
 	for i, h := range []string{"c", "a", "b"} {
 		e.waits(h, i+1)
 	}
-	e.waits("a", 2) // asking again keeps the place
+	e.waits("b", 3) // asking again keeps the place
+	e.waits("a", 2)
 	for _, h := range []string{"c", "a", "b"} {
 		e.release(e.holders()[0], lock.Healthy)
 		if hs := e.holders(); !slices.Equal(hs, []string{h}) {

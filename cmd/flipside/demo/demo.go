@@ -104,7 +104,7 @@ type show struct {
 	key      keys
 
 	server    *server.Server
-	semaphore lock.Semaphore
+	semaphore *lock.Keeper
 	closers   []func()       // of the servers, in the order in which they were started
 	hosts     sync.WaitGroup // the machines that are on
 	failed    chan error
