@@ -4,8 +4,9 @@
 //
 // A [Gate] answers one question: may we go on; if not, why, and when should we ask again? There are three answers. [Go] and
 // [Wait] are plain; [Unknown] is that of a gate that could not be asked, and never counts as Go. [Ask] asks the gates of a host in
-// order: those that look at this host only first ([Window], [Inhibitors], [Users], [Files], [Commands]), and the cluster's
-// [Semaphore] last, and only if nothing else is against it, because what it gives out is shared.
+// order: those that only look first ([Window], [Inhibitors], [Files], [Commands], [Alerts]); then, only if nothing is against it
+// yet, the people who are logged in ([Users]), because asking them tells them; and the cluster's [Semaphore] last of all, because what it
+// gives out is shared. A [Panel] asks the same gates again and again: it bounds the time of each, and knows since when each is against it.
 //
 // # Order
 //

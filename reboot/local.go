@@ -44,16 +44,28 @@ func (g Inhibitors) Ask(ctx context.Context, _ time.Time) Answer {
 	return Answer{Verdict: Wait, Why: "blocked by " + list(blocking), Hint: "systemd-inhibit --list"}
 }
 
-// Users waits while people are logged in, but not for ever: they are told when the machine will reboot, and then it does.
+// Users waits while people are logged in, but not for ever: they are told on their terminals from when on the machine may reboot, again
+// in the last minute, and then it does. It is one of the gates that are asked last: nobody is told to leave while something
+// else is against the reboot, and then the time begins anew.
 type Users struct {
 	Logind Logind
 	Grace  time.Duration // how long they may stay
 	// Tell writes a text to a terminal; nil writes to its device.
 	Tell func(tty, text string) error
 
-	mu     sync.Mutex
-	since  time.Time
-	warned map[string]bool // by session
+	mu    sync.Mutex
+	since time.Time
+	told  map[string]int // by session: how often
+}
+
+var _ Withdrawer = (*Users)(nil)
+
+// Withdraw implements [Withdrawer]: the time that people have begins anew.
+func (g *Users) Withdraw(context.Context, string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.since, g.told = time.Time{}, nil
+	return nil
 }
 
 // Name implements [Gate].
@@ -75,26 +87,37 @@ func (g *Users) Ask(ctx context.Context, now time.Time) Answer {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(sessions) == 0 {
-		g.since, g.warned = time.Time{}, nil
+		g.since, g.told = time.Time{}, nil
 		return Answer{Verdict: Go}
 	}
 	if g.since.IsZero() || now.Before(g.since) { // the clock was set back
-		g.since, g.warned = now, map[string]bool{}
+		g.since, g.told = now, map[string]int{}
 	}
 	until := g.since.Add(g.Grace)
+	last := until.Add(-lastWord)
+	for _, s := range sessions {
+		if s.TTY == "" || g.told[s.ID] > 1 || g.told[s.ID] == 1 && now.Before(last) {
+			continue
+		}
+		g.told[s.ID]++
+		if !now.Before(last) {
+			g.told[s.ID] = 2
+		}
+		// Nobody can be told on a terminal that is gone; that is no reason to stop.
+		_ = g.tell(s.TTY, fmt.Sprintf("\r\n*** This machine may reboot at any time from %s on, for an update. Save your work and log out.\r\n", until.Format(time.TimeOnly)))
+	}
 	if !now.Before(until) {
 		return Answer{Verdict: Go, Why: fmt.Sprintf("%s logged in for longer than %s", who(sessions), rounded(g.Grace))}
 	}
-	for _, s := range sessions {
-		if s.TTY == "" || g.warned[s.ID] {
-			continue
-		}
-		g.warned[s.ID] = true
-		// Nobody can be told on a terminal that is gone; that is no reason to stop.
-		_ = g.tell(s.TTY, fmt.Sprintf("\r\n*** This machine reboots at %s for an update. Save your work and log out.\r\n", until.Format(time.TimeOnly)))
+	a := Answer{Verdict: Wait, Why: fmt.Sprintf("%s logged in; they have until %s", who(sessions), until.Format(time.TimeOnly)), Ask: until, Since: g.since, Hint: "loginctl list-sessions"}
+	if now.Before(last) {
+		a.Ask = last
 	}
-	return Answer{Verdict: Wait, Why: fmt.Sprintf("%s logged in; they have until %s", who(sessions), until.Format(time.TimeOnly)), Ask: until, Since: g.since, Hint: "loginctl list-sessions"}
+	return a
 }
+
+// lastWord is how long before the end of their time people are told again.
+const lastWord = time.Minute
 
 func who(sessions []Session) string {
 	var names []string
@@ -155,7 +178,8 @@ func (l Logind) Sessions(ctx context.Context) ([]Session, error) {
 			return nil, fmt.Errorf("looking at session %q of %q: %w", s.ID, s.User, err)
 		}
 		text := func(name string) string { v, _ := props[name].Value().(string); return v }
-		if text("Class") != "user" || text("State") == "closing" {
+		// Since systemd 256 there are user-early (root's) and user-light beside user; user-incomplete has not logged in yet.
+		if class := text("Class"); !strings.HasPrefix(class, "user") || class == "user-incomplete" || text("State") == "closing" {
 			continue
 		}
 		sessions = append(sessions, Session{ID: s.ID, User: s.User, TTY: text("TTY")})
@@ -214,13 +238,7 @@ func firstLine(path string) string {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "no reason given"
 	}
-	line = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(strings.TrimSpace(line), "?"))
-	if line == "" {
+	if line = oneLine(line); line == "" {
 		return "no reason given"
 	}
 	return line

@@ -44,15 +44,34 @@ func TestUsersGate(t *testing.T) {
 	f.session(t, "2", "gdm", "", "greeter", "active")
 	f.session(t, "3", "bob", "pts/1", "user", "closing")
 	for range 2 {
-		if a := g.Ask(t.Context(), now); a.Verdict != Wait || a.Why != "ann on pts/0 logged in; they have until 12:10:00" || !a.Ask.Equal(now.Add(10*time.Minute)) {
+		if a := g.Ask(t.Context(), now); a.Verdict != Wait || a.Why != "ann on pts/0 logged in; they have until 12:10:00" || !a.Ask.Equal(now.Add(9*time.Minute)) {
 			t.Errorf("ann is logged in: %+v", a)
 		}
 	}
 	if len(told) != 1 || !strings.Contains(told[0], "pts/0") || !strings.Contains(told[0], "12:10:00") {
 		t.Errorf("told %q, want ann once", told)
 	}
+	for range 2 {
+		if a := g.Ask(t.Context(), now.Add(9*time.Minute)); a.Verdict != Wait || !a.Ask.Equal(now.Add(10*time.Minute)) {
+			t.Errorf("the last minute: %+v", a)
+		}
+	}
+	if len(told) != 2 {
+		t.Errorf("told %q, want ann again in the last minute, once", told)
+	}
 	if a := g.Ask(t.Context(), now.Add(10*time.Minute)); a.Verdict != Go {
 		t.Errorf("after the grace: %+v", a)
+	}
+	f.session(t, "4", "root", "tty1", "user-early", "active")
+	if a := g.Ask(t.Context(), now.Add(11*time.Minute)); a.Verdict != Go || len(told) != 3 || !strings.Contains(told[2], "tty1") {
+		t.Errorf("somebody came after the time: %+v, told %q", a, told)
+	}
+	// Something else is against the reboot: the time begins anew.
+	if err := g.Withdraw(t.Context(), "window"); err != nil {
+		t.Fatal(err)
+	}
+	if a := g.Ask(t.Context(), now.Add(time.Hour)); a.Verdict != Wait || !strings.Contains(a.Why, "13:10:00") || len(told) != 5 {
+		t.Errorf("the next day: %+v, told %q", a, told)
 	}
 	stop()
 	if a := g.Ask(t.Context(), now); a.Verdict != Unknown {

@@ -285,6 +285,10 @@ func (s *steps) start(f Facts) {
 		s.wake()
 	case s.slot(u.ToSlot).Bootable():
 		// Not booted yet: the daemon was restarted, or the machine was started from the old slot by hand.
+		if st.Phase == Rebooting {
+			s.enter(Armed)
+			s.giveBack("the host did not boot the new side")
+		}
 		s.enter(Armed)
 		c.gatesDue = s.now
 		s.wake()
@@ -560,9 +564,9 @@ func (s *steps) rebootGates(ev GatesAnswered) {
 	if ev.Halted != "" {
 		// The release is bad for the cluster. It must not come up here either, not even after a power cut.
 		s.warn("release %s is halted: %s; slot %s is made unbootable again", u.Offer.Version, ev.Halted, u.ToSlot)
-		s.do(LeaveQueue{"halted: " + ev.Halted})
 		s.do(Disarm{u.ToSlot})
 		s.setSlot(u.ToSlot, SlotFacts{})
+		s.giveBack("halted: " + ev.Halted)
 		st.LastUpdate = &Done{From: u.FromVer, To: u.Offer.Version, At: s.now, Reason: "halted for the cluster: " + ev.Halted}
 		st.LastAnswer = fmt.Sprintf("release %s, which is halted for the cluster: %s", u.Offer.Version, ev.Halted)
 		s.report(omaha.Failed(codeIgnoredPerPolicy))
@@ -589,10 +593,20 @@ func (s *steps) rebootFailed(err error) {
 	s.failed(fmt.Errorf("rebooting: %w", err))
 	c.gatesDue = s.now.Add(c.Timing.GateRetry)
 	if c.State.Phase == Rebooting {
-		s.do(LeaveQueue{"the reboot did not happen: " + err.Error()})
 		s.enter(Armed)
+		s.giveBack("the reboot did not happen: " + err.Error())
+		return
 	}
 	s.do(Save{})
+}
+
+// giveBack gives a reboot slot back that was not used. Like a verdict it is kept until the semaphore has confirmed it.
+func (s *steps) giveBack(reason string) {
+	if s.c.State.Verdict == nil { // or else there is one that frees the slot too
+		s.c.State.Verdict = &Verdict{Cancelled: true, Version: s.c.State.Update.Offer.Version, Reason: reason}
+	}
+	s.do(Save{})
+	s.tell()
 }
 
 func (s *steps) judged(ev Judged) {

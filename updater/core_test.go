@@ -227,6 +227,9 @@ func effectText(c *Core, e Effect) string {
 		if v.Healthy {
 			return fmt.Sprintf("verdict: %s healthy", v.Version)
 		}
+		if v.Cancelled {
+			return fmt.Sprintf("verdict: %s cancelled, %s", v.Version, v.Reason)
+		}
 		return fmt.Sprintf("verdict: %s failed, %s", v.Version, v.Reason)
 	case Reboot:
 		return "reboot: " + e.Reason

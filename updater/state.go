@@ -49,10 +49,11 @@ type Failure struct {
 
 // Verdict is what the semaphore has not yet been told about a reboot.
 type Verdict struct {
-	Healthy bool   `json:"healthy"`
-	Version string `json:"version"` // the version that was tried
-	Reason  string `json:"reason,omitempty"`
-	Error   string `json:"error,omitempty"` // why the semaphore has not taken it
+	Healthy   bool   `json:"healthy"`
+	Cancelled bool   `json:"cancelled,omitempty"` // there was no reboot: it says nothing about the version
+	Version   string `json:"version"`             // the version that was tried
+	Reason    string `json:"reason,omitempty"`
+	Error     string `json:"error,omitempty"` // why the semaphore has not taken it
 }
 
 // State is everything that must survive a kill -9 or a power cut. The zero State is that of a host that never updated.

@@ -108,7 +108,11 @@ func (v *Status) why(now time.Time) string {
 		return fmt.Sprintf("taking release %s to %s", v.Update.Version, v.Update.Slot)
 	case Armed:
 		if v.Verdict != nil {
-			return strings.TrimSuffix("the semaphore has not yet taken the verdict on the last reboot: "+v.Verdict.Error, ": ")
+			what := "the semaphore has not yet taken the verdict on the last reboot: "
+			if v.Verdict.Cancelled {
+				what = "the reboot slot, which was not used, is not given back yet: "
+			}
+			return strings.TrimSuffix(what+v.Verdict.Error, ": ")
 		}
 		if a, stop := reboot.First(v.Gates); stop && v.Stage == BeforeReboot {
 			return fmt.Sprintf("release %s is in place on %s and waits to reboot: %s", v.Update.Version, v.Update.Slot, a.Why)

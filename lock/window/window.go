@@ -58,6 +58,16 @@ func Parse(start, length, zone string) (Window, error) {
 	return build(days, m[2], m[3], length, zone)
 }
 
+// New makes a window from its parts: days of three letters (none: every day), a start as in 04:00, a length as in 1h30m, and a zone as
+// Parse has it.
+func New(days []string, start, length, zone string) (Window, error) {
+	m := startForm.FindStringSubmatch(strings.TrimSpace(start))
+	if m == nil || m[1] != "" {
+		return Window{}, fmt.Errorf("start %q %w: want HH:MM, and the days apart from it", start, ErrSyntax)
+	}
+	return build(days, m[2], m[3], length, zone)
+}
+
 func startError(start string) error {
 	err := fmt.Errorf("start %q %w: want [Day ]HH:MM, as in \"Thu 04:00\"", start, ErrSyntax)
 	lower := strings.ToLower(start)
@@ -185,14 +195,10 @@ func (w *Window) UnmarshalJSON(data []byte) error {
 	if err != nil {
 		return err
 	}
-	m := startForm.FindStringSubmatch(strings.TrimSpace(j.Start))
-	if m == nil || m[1] != "" {
-		return fmt.Errorf("start %q %w: want HH:MM, and the days in \"days\"", j.Start, ErrSyntax)
-	}
 	if j.Zone == "" {
 		return fmt.Errorf("window at %q %w: \"zone\" is missing; want an IANA name, as in Europe/Berlin or UTC", j.Start, ErrSyntax)
 	}
-	v, err := build(j.Days, m[2], m[3], j.Length, j.Zone)
+	v, err := New(j.Days, j.Start, j.Length, j.Zone)
 	if err != nil {
 		return err
 	}

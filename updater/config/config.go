@@ -7,6 +7,8 @@
 package config
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"net/url"
@@ -15,7 +17,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/flipside-linux/flipside/reboot"
+	"github.com/flipside-linux/flipside/lock/window"
 )
 
 // DefaultPath is the administrator's configuration file. [Read] tells where else settings may come from.
@@ -67,17 +69,78 @@ type Slots struct {
 
 // Reboot says when and how the host reboots.
 type Reboot struct {
-	Strategy     string   `toml:"strategy"` // "reboot": by itself; "off": never by itself
-	Method       string   `toml:"method"`   // "logind", or "exit": the process ends with status 133 and whoever supervises it starts the machine again
-	WindowStart  string   `toml:"window_start"`
+	Strategy     string   `toml:"strategy"`     // "reboot": by itself; "off": never by itself
+	Method       string   `toml:"method"`       // "logind", or "exit": the process ends with status 133 and whoever supervises it starts the machine again
+	WindowStart  string   `toml:"window_start"` // one window, as in the older hosts' update.conf
 	WindowLength string   `toml:"window_length"`
-	TimeZone     string   `toml:"time_zone"`
+	TimeZone     string   `toml:"time_zone"` // of the windows and blackouts that name none; "": this machine's
 	GateRetry    Duration `toml:"gate_retry"`
+
+	Windows   []Window   `toml:"windows"`   // when it may; none: always
+	Blackouts []Blackout `toml:"blackouts"` // when not, whatever the windows say
+
+	Inhibitors  bool     `toml:"inhibitors"`   // wait for programs that hold a logind inhibitor of mode block
+	UsersGrace  Duration `toml:"users_grace"`  // how long people who are logged in may stay, after they were told; 0: nobody is waited for
+	InhibitDir  string   `toml:"inhibit_dir"`  // a file in it is against the reboot, its first line is the reason; "": inhibit.d in paths.run
+	GateDir     string   `toml:"gate_dir"`     // a program in it that fails is against the reboot, the last line that it prints is the reason
+	GateTimeout Duration `toml:"gate_timeout"` // for each program
+	Alerts      string   `toml:"alerts"`       // URL of a Prometheus server; what fires is against the reboot
+	AlertsQuery string   `toml:"alerts_query"` // another query; each series in its answer is against the reboot
 }
 
-// Lock says which semaphore the host asks before a reboot. Without endpoints there is none.
+// Window is a reboot window.
+type Window struct {
+	Days   []string `toml:"days"`   // three letters each; none: every day
+	Start  string   `toml:"start"`  // 04:00
+	Length string   `toml:"length"` // 1h30m
+	Zone   string   `toml:"zone"`   // IANA name
+}
+
+// Blackout is days without reboots.
+type Blackout struct {
+	From   string `toml:"from"` // 2026-12-24
+	To     string `toml:"to"`   // included; the same day if empty
+	Zone   string `toml:"zone"` // IANA name
+	Reason string `toml:"reason"`
+}
+
+// Schedule is when the host's own configuration lets it reboot.
+func (r Reboot) Schedule() (window.Schedule, error) {
+	s, errs := r.schedule()
+	return s, errors.Join(errs...)
+}
+
+func (r Reboot) schedule() (s window.Schedule, errs []error) {
+	if r.WindowStart != "" && r.WindowLength != "" {
+		w, err := window.Parse(r.WindowStart, r.WindowLength, r.TimeZone)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("reboot.window_start: %w", err))
+		}
+		s.Windows = append(s.Windows, w)
+	}
+	for i, v := range r.Windows {
+		w, err := window.New(v.Days, v.Start, v.Length, cmp.Or(v.Zone, r.TimeZone))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("reboot.windows: number %d: %w", i+1, err))
+		}
+		s.Windows = append(s.Windows, w)
+	}
+	for i, v := range r.Blackouts {
+		b, err := window.ParseBlackout(v.From, v.To, cmp.Or(v.Zone, r.TimeZone), v.Reason)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("reboot.blackouts: number %d: %w", i+1, err))
+		}
+		s.Blackouts = append(s.Blackouts, b)
+	}
+	return s, errs
+}
+
+// Lock says which semaphore the host asks before a reboot: in etcd, or behind a FleetLock server. Without either there is none.
 type Lock struct {
-	Endpoints []string `toml:"endpoints"`
+	Endpoints []string `toml:"endpoints"` // URLs of etcd
+	FleetLock string   `toml:"fleetlock"` // URL of a FleetLock server: "flipside fleet serve", airlock
+	Zone      string   `toml:"zone"`      // failure domain of this host: a rack, a data centre
+	Class     string   `toml:"class"`     // its priority class
 	Group     string   `toml:"group"`
 	CA        string   `toml:"ca"`
 	Cert      string   `toml:"cert"`
@@ -173,8 +236,11 @@ func Default() Config {
 			Keys:       []string{"/usr/share/flipside/keys.d", "/etc/flipside/keys.d"},
 			FirstCheck: Duration(7 * time.Minute), Interval: Duration(45 * time.Minute), Retry: Duration(time.Minute), Quarantine: Duration(24 * time.Hour),
 		},
-		Slots:  Slots{Disk: "auto", Running: "auto", Type: "5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6", Tries: 1, Kernels: "/boot/flatcar", PostInstall: "auto", PostInstallTimeout: Duration(10 * time.Minute)},
-		Reboot: Reboot{Strategy: "reboot", Method: "logind", GateRetry: Duration(time.Minute)},
+		Slots: Slots{Disk: "auto", Running: "auto", Type: "5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6", Tries: 1, Kernels: "/boot/flatcar", PostInstall: "auto", PostInstallTimeout: Duration(10 * time.Minute)},
+		Reboot: Reboot{
+			Strategy: "reboot", Method: "logind", GateRetry: Duration(time.Minute),
+			Inhibitors: true, UsersGrace: Duration(5 * time.Minute), GateDir: "/etc/flipside/gate.d", GateTimeout: Duration(time.Minute),
+		},
 		Lock:   Lock{Group: "default", Timeout: Duration(10 * time.Second)},
 		Health: Health{Dir: "/etc/flipside/health.d", Timeout: Duration(time.Minute), Soak: Duration(30 * time.Second)},
 		Host:   Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id"},
@@ -184,6 +250,11 @@ func Default() Config {
 
 // Socket is the path of the control socket.
 func (c Config) Socket() string { return filepath.Join(c.Paths.Run, "control.sock") }
+
+// InhibitDir is the directory whose files are against a reboot.
+func (c Config) InhibitDir() string {
+	return cmp.Or(c.Reboot.InhibitDir, filepath.Join(c.Paths.Run, "inhibit.d"))
+}
 
 // PauseFile is the path of the file that pauses updates while it exists.
 func (c Config) PauseFile() string { return filepath.Join(c.Paths.State, "paused") }
@@ -227,8 +298,17 @@ func (c *Config) check() (errs []error) {
 	}
 	if (c.Reboot.WindowStart == "") != (c.Reboot.WindowLength == "") {
 		add("reboot.window_start and reboot.window_length belong together")
-	} else if _, err := reboot.ParseWindow(c.Reboot.WindowStart, c.Reboot.WindowLength, c.Reboot.TimeZone); err != nil {
-		add("reboot.window_start: %w", err)
+	}
+	_, bad := c.Reboot.schedule()
+	errs = append(errs, bad...)
+	if u, err := url.Parse(c.Reboot.Alerts); err != nil || c.Reboot.Alerts != "" && (u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+		add("reboot.alerts %q is not an http or https URL", c.Reboot.Alerts)
+	}
+	if c.Reboot.Alerts == "" && c.Reboot.AlertsQuery != "" {
+		add("reboot.alerts_query is set, and reboot.alerts is not: which server answers it?")
+	}
+	if c.Lock.FleetLock != "" && len(c.Lock.Endpoints) > 0 {
+		add("lock.endpoints and lock.fleetlock are two semaphores; set one")
 	}
 	if c.Reboot.GateRetry <= 0 {
 		add("reboot.gate_retry must be more than zero")

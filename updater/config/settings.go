@@ -49,6 +49,14 @@ func literal(v reflect.Value) string {
 			parts = append(parts, literal(v.Index(i)))
 		}
 		return "[" + strings.Join(parts, ", ") + "]"
+	case reflect.Struct:
+		var parts []string
+		for i := range v.NumField() {
+			if !v.Field(i).IsZero() {
+				parts = append(parts, v.Type().Field(i).Tag.Get("toml")+" = "+literal(v.Field(i)))
+			}
+		}
+		return "{" + strings.Join(parts, ", ") + "}"
 	}
 	return fmt.Sprint(v.Interface())
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/flipside-linux/flipside/lock"
@@ -15,11 +16,14 @@ import (
 // gatekeeper asks the host's gates, and speaks with the cluster's semaphore if there is one.
 type gatekeeper struct {
 	download  []reboot.Gate
-	local     []reboot.Gate // before the reboot
+	panel     *reboot.Panel // before the reboot
 	pin       string
 	semaphore lock.Semaphore // nil: this host reboots without asking anybody
 	group     string
+	zone      string
+	class     string
 	host      string
+	token     atomic.Int64 // of the last grant
 	bootID    string
 	version   string
 	timeout   time.Duration
@@ -39,7 +43,7 @@ func lockName(alias, machineID string) string {
 func (g *gatekeeper) claim(o omaha.Offer) lock.Claim {
 	return lock.Claim{
 		Group: g.group, Host: g.host, BootID: g.bootID, From: g.version, To: o.Version,
-		Reason: fmt.Sprintf("update from %s to %s", g.version, o.Version),
+		Zone: g.zone, Class: g.class, Reason: fmt.Sprintf("update from %s to %s", g.version, o.Version),
 	}
 }
 
@@ -49,19 +53,18 @@ func (g *gatekeeper) gate(o omaha.Offer) *reboot.Semaphore {
 }
 
 func (g *gatekeeper) Ask(ctx context.Context, stage updater.Stage, o omaha.Offer) updater.GatesAnswered {
-	ctx, cancel := context.WithTimeout(ctx, 2*g.timeout)
-	defer cancel()
 	if stage == updater.BeforeDownload {
 		return g.askDownload(ctx, o)
 	}
 	ev := updater.GatesAnswered{Stage: stage}
 	if g.semaphore == nil {
-		ev.Answers = reboot.Ask(ctx, g.now(), g.local)
+		ev.Answers = g.panel.Ask(ctx, g.now())
 		return ev
 	}
 	gate := g.gate(o)
-	ev.Answers = reboot.Ask(ctx, g.now(), g.local, gate)
+	ev.Answers = g.panel.Ask(ctx, g.now(), gate)
 	ev.Halted = gate.Halted()
+	g.token.Store(gate.Standing().Token)
 	return ev
 }
 
@@ -72,8 +75,16 @@ func (g *gatekeeper) askDownload(ctx context.Context, o omaha.Offer) updater.Gat
 		return ev
 	}
 	// A release that the cluster has halted is not even fetched. If the cluster cannot be asked, fetching does no harm: it is asked again before the reboot.
+	cluster, ok := g.semaphore.(interface {
+		State(ctx context.Context, group string) (lock.State, error)
+	})
+	if !ok { // FleetLock does not tell
+		return ev
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
 	a := reboot.Answer{Gate: "halt", Verdict: reboot.Go}
-	if st, err := g.semaphore.State(ctx, g.group); err != nil {
+	if st, err := cluster.State(ctx, g.group); err != nil {
 		a.Why = "the semaphore cannot be asked; it will be before the reboot"
 	} else if h, ok := st.Halts[o.Version]; ok {
 		a.Verdict, a.Why, a.Since = reboot.Wait, fmt.Sprintf("release %s is halted for group %s: %s", o.Version, g.group, h.Reason), h.Since
@@ -95,15 +106,21 @@ func (g *gatekeeper) Changed(ctx context.Context, o omaha.Offer) error {
 // Rebooting tells the cluster that this host goes down now. If that cannot be told, it does not go down.
 func (g *gatekeeper) Rebooting(ctx context.Context, o omaha.Offer) error {
 	if g.semaphore == nil {
+		if a, stop := reboot.First(g.panel.Local(ctx, g.now)); stop {
+			return fmt.Errorf("%s: %s", a.Gate, a.Why)
+		}
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	mark, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
-	// Windows and other local gates are asked once more: the semaphore may have taken its time.
-	if a, stop := reboot.First(reboot.Ask(ctx, g.now(), g.local)); stop {
+	if err := g.semaphore.Mark(mark, g.group, g.host, lock.Mark{Phase: lock.Rebooting, BootID: g.bootID, Token: g.token.Load()}); err != nil {
+		return err
+	}
+	// The host's own gates once more, with nothing between them and the reboot: the semaphore may have taken its time.
+	if a, stop := reboot.First(g.panel.Local(ctx, g.now)); stop {
 		return fmt.Errorf("%s: %s", a.Gate, a.Why)
 	}
-	return g.semaphore.Mark(ctx, g.group, g.host, lock.Mark{Phase: lock.Rebooting, BootID: g.bootID})
+	return nil
 }
 
 // Booted tells the cluster that the host is up again, not yet that it is well.
@@ -125,9 +142,12 @@ func (g *gatekeeper) Leave(ctx context.Context, reason string) error {
 }
 
 func (g *gatekeeper) Verdict(ctx context.Context, v updater.Verdict) error {
-	lv := lock.Verdict{Outcome: lock.Healthy, Version: v.Version, Reason: v.Reason}
-	if !v.Healthy {
-		lv.Outcome = lock.Failed
+	lv := lock.Verdict{Outcome: lock.Failed, Version: v.Version, Reason: v.Reason}
+	switch {
+	case v.Cancelled:
+		lv.Outcome = lock.Cancelled
+	case v.Healthy:
+		lv.Outcome = lock.Healthy
 	}
 	return g.release(ctx, lv)
 }

@@ -11,7 +11,32 @@ import (
 
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/reboot"
+	"github.com/flipside-linux/flipside/updater/config"
 )
+
+// rebootGates are the host's own gates before a reboot, in the order in which they are asked.
+func rebootGates(c config.Config) (*reboot.Panel, error) {
+	schedule, err := c.Reboot.Schedule()
+	if err != nil {
+		return nil, err
+	}
+	p := &reboot.Panel{Gates: []reboot.Gate{pauseGate{c.PauseFile()}, strategyGate{c.Reboot.Strategy}, reboot.Window{Schedule: schedule}}}
+	people := c.Reboot.Method == "logind" // elsewhere there is no logind to ask
+	if people && c.Reboot.Inhibitors {
+		p.Gates = append(p.Gates, reboot.Inhibitors{})
+	}
+	p.Gates = append(p.Gates, reboot.Files{Dir: c.InhibitDir()})
+	if c.Reboot.GateDir != "" {
+		p.Gates = append(p.Gates, reboot.Commands{Dir: c.Reboot.GateDir, Timeout: time.Duration(c.Reboot.GateTimeout)})
+	}
+	if c.Reboot.Alerts != "" {
+		p.Gates = append(p.Gates, reboot.Alerts{URL: c.Reboot.Alerts, Query: c.Reboot.AlertsQuery})
+	}
+	if people && c.Reboot.UsersGrace > 0 {
+		p.Last = append(p.Last, &reboot.Users{Grace: time.Duration(c.Reboot.UsersGrace)})
+	}
+	return p, nil
+}
 
 // pauseGate stops updates while a file exists; what is in it is the reason.
 type pauseGate struct{ path string }

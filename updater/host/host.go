@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/flipside-linux/flipside/lock"
-	"github.com/flipside-linux/flipside/lock/etcd"
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/reboot/health"
@@ -68,9 +66,9 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 	if err != nil {
 		return nil, nil, err
 	}
-	window, err := reboot.ParseWindow(c.Reboot.WindowStart, c.Reboot.WindowLength, c.Reboot.TimeZone)
+	gates, err := rebootGates(c)
 	if err != nil {
-		return nil, nil, fmt.Errorf("reboot.window_start, reboot.window_length: %w", err)
+		return nil, nil, err
 	}
 	var rebooter reboot.Rebooter = reboot.Logind{}
 	if c.Reboot.Method == "exit" {
@@ -100,8 +98,9 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 		Store:     store,
 		Installer: in,
 		Gates: &gatekeeper{
-			download: []reboot.Gate{pauseGate{c.PauseFile()}}, local: []reboot.Gate{pauseGate{c.PauseFile()}, strategyGate{c.Reboot.Strategy}, window},
-			pin: c.Update.Pin, semaphore: sem, group: c.Lock.Group, host: lockName(c.Host.Alias, machineID), bootID: bootID, version: version,
+			download: []reboot.Gate{pauseGate{c.PauseFile()}}, panel: gates,
+			pin: c.Update.Pin, semaphore: sem, group: c.Lock.Group, zone: c.Lock.Zone, class: c.Lock.Class,
+			host: lockName(c.Host.Alias, machineID), bootID: bootID, version: version,
 			timeout: time.Duration(c.Lock.Timeout), now: time.Now,
 		},
 		Health:   judge(c.Health),
@@ -134,27 +133,6 @@ func loadState(store updater.Store, log *slog.Logger) (updater.State, error) {
 		return st, fmt.Errorf("putting the unreadable state aside: %w", err)
 	}
 	return store.Load()
-}
-
-// semaphore connects to the cluster's semaphore; without endpoints there is none.
-func semaphore(c config.Lock) (lock.Semaphore, func() error, error) {
-	if len(c.Endpoints) == 0 {
-		return nil, func() error { return nil }, nil
-	}
-	password := ""
-	if c.Password != "" {
-		var err error
-		if password, err = readLine("etcd password", c.Password); err != nil {
-			return nil, nil, err
-		}
-	}
-	k, err := etcd.New(etcd.Config{
-		Endpoints: c.Endpoints, CA: c.CA, Cert: c.Cert, Key: c.Key, User: c.User, Password: password, RequestTimeout: time.Duration(c.Timeout),
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("the semaphore: %w", err)
-	}
-	return k, k.Close, nil
 }
 
 // judge runs the health checks of a boot.

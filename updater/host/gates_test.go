@@ -1,0 +1,177 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/lock/fleetlock"
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/reboot"
+	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/config"
+)
+
+func parse(t *testing.T, text string) config.Config {
+	t.Helper()
+	c, err := config.Parse("test.toml", []byte("[update]\nserver = \"http://127.0.0.1:1/\"\n[paths]\nstate = \""+t.TempDir()+"\"\nrun = \""+t.TempDir()+"\"\n"+text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Every gate of the configuration is asked, in the order of the documentation.
+func TestRebootGatesFromConfig(t *testing.T) {
+	names := func(gates []reboot.Gate) (list []string) {
+		for _, g := range gates {
+			list = append(list, g.Name())
+		}
+		return list
+	}
+	for _, tt := range []struct {
+		text        string
+		gates, last []string
+	}{
+		{"", []string{"pause", "strategy", "window", "inhibitors", "inhibit files", "commands"}, []string{"users"}},
+		{"[reboot]\nmethod = \"exit\"\ngate_dir = \"\"\nalerts = \"http://127.0.0.1:9090\"\n", []string{"pause", "strategy", "window", "inhibit files", "alerts"}, nil},
+		{"[reboot]\ninhibitors = false\nusers_grace = \"0s\"\n", []string{"pause", "strategy", "window", "inhibit files", "commands"}, nil},
+	} {
+		p, err := rebootGates(parse(t, tt.text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(names(p.Gates), tt.gates) || !slices.Equal(names(p.Last), tt.last) {
+			t.Errorf("%q: %v, then %v", tt.text, names(p.Gates), names(p.Last))
+		}
+	}
+}
+
+// inhibiting is a semaphore whose grant takes its time: meanwhile something else comes to be against the reboot.
+type inhibiting struct {
+	lock.Semaphore
+	file string
+}
+
+func (s inhibiting) Mark(ctx context.Context, group, host string, m lock.Mark) error {
+	if err := os.WriteFile(s.file, []byte("a backup has just begun\n"), 0o644); err != nil {
+		return err
+	}
+	return s.Semaphore.Mark(ctx, group, host, m)
+}
+
+func keeper(t *testing.T, c config.Config, sem lock.Semaphore, now func() time.Time) *gatekeeper {
+	t.Helper()
+	p, err := rebootGates(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &gatekeeper{panel: p, semaphore: sem, group: "web", zone: "rack-1", class: "canary", host: "a", version: "1.0.0", timeout: time.Minute, now: now}
+}
+
+const exit = "[reboot]\nmethod = \"exit\"\ngate_dir = \"\"\n"
+
+// The host's own gates are asked once more when the slot is held and marked, and the slot can be given back then.
+func TestGatesAreAskedAtTheLastInstant(t *testing.T) {
+	c := parse(t, exit)
+	if err := os.Mkdir(c.InhibitDir(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	g := keeper(t, c, inhibiting{k, filepath.Join(c.InhibitDir(), "backup")}, time.Now)
+	o := omaha.Offer{Version: "2.0.0"}
+	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o).Answers); stop {
+		t.Fatalf("%+v", a)
+	}
+	if err := g.Rebooting(t.Context(), o); err == nil || !strings.Contains(err.Error(), "a backup has just begun") {
+		t.Fatalf("Rebooting = %v", err)
+	}
+	st, err := k.State(t.Context(), "web")
+	if h, ok := st.Holder("a"); err != nil || !ok || h.Phase != lock.Rebooting || h.Zone != "rack-1" || h.Class != "canary" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if err := g.Verdict(t.Context(), updater.Verdict{Cancelled: true, Version: "2.0.0", Reason: "the reboot did not happen"}); err != nil {
+		t.Fatal(err)
+	}
+	if st, err = k.State(t.Context(), "web"); err != nil || len(st.Holders) != 0 || len(st.Failures) != 0 {
+		t.Errorf("after it was given back: %+v, %v", st, err)
+	}
+}
+
+// The window closes while the semaphore takes its time.
+func TestWindowIsAskedAtTheLastInstant(t *testing.T) {
+	now := time.Date(2026, 11, 26, 5, 29, 0, 0, time.UTC)
+	c := parse(t, exit+"[[reboot.windows]]\ndays = [\"Thu\"]\nstart = \"04:00\"\nlength = \"1h30m\"\nzone = \"UTC\"\n")
+	k := lock.On(lock.NewMemory(), lock.Options{Now: func() time.Time { return now }})
+	g := keeper(t, c, k, func() time.Time { return now })
+	o := omaha.Offer{Version: "2.0.0"}
+	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o).Answers); stop {
+		t.Fatalf("%+v", a)
+	}
+	now = now.Add(time.Minute)
+	if err := g.Rebooting(t.Context(), o); err == nil || !strings.HasPrefix(err.Error(), "window: ") {
+		t.Errorf("Rebooting = %v", err)
+	}
+}
+
+// A slot that was taken away and granted again since it was asked for is not this host's leave to reboot.
+func TestRebootingIsFenced(t *testing.T) {
+	c := parse(t, exit)
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	g := keeper(t, c, k, time.Now)
+	o := omaha.Offer{Version: "2.0.0"}
+	g.Ask(t.Context(), updater.BeforeReboot, o)
+	for range 2 {
+		if err := k.Release(t.Context(), "web", "a", lock.Verdict{Outcome: lock.Forced}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Request(t.Context(), g.claim(o)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := g.Rebooting(t.Context(), o); !errors.Is(err, lock.ErrFenced) {
+		t.Errorf("Rebooting = %v, want ErrFenced", err)
+	}
+}
+
+// A host that is configured for FleetLock goes through a reboot, and through a failure.
+func TestFleetLockFromConfig(t *testing.T) {
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	srv := httptest.NewServer(&fleetlock.Server{Semaphore: k})
+	defer srv.Close()
+	c := parse(t, exit+"[lock]\ngroup = \"web\"\nfleetlock = \""+srv.URL+"\"\n")
+	sem, closer, err := semaphore(c.Lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closer()
+	g := keeper(t, c, sem, time.Now)
+	o := omaha.Offer{Version: "2.0.0"}
+	if ev := g.Ask(t.Context(), updater.BeforeDownload, o); len(ev.Answers) == 0 || ev.Answers[0].Verdict != reboot.Go {
+		t.Errorf("before the download: %+v", ev)
+	}
+	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o).Answers); stop {
+		t.Fatalf("%+v", a)
+	}
+	for _, step := range []func() error{
+		func() error { return g.Rebooting(t.Context(), o) },
+		func() error { return g.Booted(t.Context()) },
+		func() error {
+			return g.Verdict(t.Context(), updater.Verdict{Version: "2.0.0", Reason: "port 80 does not answer"})
+		},
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ev := g.Ask(t.Context(), updater.BeforeReboot, o); !strings.Contains(ev.Halted, "port 80") {
+		t.Errorf("after the failure: %+v", ev)
+	}
+}

@@ -1,0 +1,67 @@
+package host
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/lock/etcd"
+	"github.com/flipside-linux/flipside/lock/fleetlock"
+	"github.com/flipside-linux/flipside/updater/config"
+)
+
+// semaphore connects to the cluster's semaphore; without an address there is none.
+func semaphore(c config.Lock) (lock.Semaphore, func() error, error) {
+	switch {
+	case c.FleetLock != "":
+		return fleetLock(c)
+	case len(c.Endpoints) == 0:
+		return nil, func() error { return nil }, nil
+	}
+	password := ""
+	if c.Password != "" {
+		var err error
+		if password, err = readLine("etcd password", c.Password); err != nil {
+			return nil, nil, err
+		}
+	}
+	k, err := etcd.New(etcd.Config{
+		Endpoints: c.Endpoints, CA: c.CA, Cert: c.Cert, Key: c.Key, User: c.User, Password: password, RequestTimeout: time.Duration(c.Timeout),
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("the semaphore: %w", err)
+	}
+	return k, k.Close, nil
+}
+
+func fleetLock(c config.Lock) (lock.Semaphore, func() error, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CA != "" {
+		pem, err := os.ReadFile(c.CA)
+		if err != nil {
+			return nil, nil, fmt.Errorf("the semaphore: reading lock.ca: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, nil, fmt.Errorf("the semaphore: lock.ca: %s holds no certificate", c.CA)
+		}
+	}
+	if c.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+		if err != nil {
+			return nil, nil, fmt.Errorf("the semaphore: lock.cert, lock.key: %w", err)
+		}
+		conf.Certificates = []tls.Certificate{pair}
+	}
+	tr := http.DefaultTransport.(*http.Transport).Clone()
+	tr.TLSClientConfig = conf
+	f, err := fleetlock.New(c.FleetLock, fleetlock.Options{HTTP: &http.Client{Transport: tr}, Timeout: time.Duration(c.Timeout)})
+	if err != nil {
+		return nil, nil, fmt.Errorf("the semaphore: %w", err)
+	}
+	return f, func() error { tr.CloseIdleConnections(); return nil }, nil
+}
