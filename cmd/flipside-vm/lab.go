@@ -31,7 +31,7 @@ type lab struct {
 	releases    []*release
 
 	server    *server.Server
-	semaphore lock.Semaphore
+	semaphore *lock.Keeper
 	url, etcd string
 	closers   []func()
 	machines  []*machine
