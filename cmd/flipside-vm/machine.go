@@ -52,12 +52,12 @@ func (m *machine) on(ctx context.Context) error {
 	defer m.mu.Unlock()
 	m.status, m.reports, m.console, m.slots = updater.Status{}, 0, "", 0
 	// The boot stage's kernel and initramfs are what a firmware would have found.
-	accel := "tcg"
+	accel := "tcg,tb-size=256" // MiB of translated code; the default grows over reboots
 	if _, err := os.Stat("/dev/kvm"); err == nil {
 		accel = "kvm"
 	}
 	m.proc = exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-name", m.name, "-M", "q35,accel="+accel, "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(m.lab.cores),
+		"-name", m.name, "-M", "q35", "-accel", accel, "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(m.lab.cores),
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
 		"-kernel", m.lab.stage("stage.kernel"), "-initrd", m.lab.stage("stage.initrd"),
 		"-append", "console=ttyS0 panic=-1 quiet flipside.watchdog=90",
