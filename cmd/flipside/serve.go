@@ -47,7 +47,7 @@ The server listens on this machine only, unless --listen says otherwise. Behind 
 				if err != nil {
 					return err
 				}
-				opt.AdminToken = token
+				opt.Admins.Tokens = map[string]string{"admin": token}
 			}
 			if fleetListen == "" {
 				return a.serve(cmd.Context(), args[0], listen, certs, opt)

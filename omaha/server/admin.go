@@ -8,8 +8,44 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 )
+
+// Admins says who may change channels over HTTP. The zero value lets nobody.
+type Admins struct {
+	Tokens map[string]string // the secret of each administrator, by a name for the audit log
+	// Certs are the common names of client certificates that count as administrators. The listener's TLS configuration
+	// has to have verified the certificate.
+	Certs []string
+}
+
+// any says whether there is an administrator at all.
+func (a Admins) any() bool { return len(a.Tokens) > 0 || len(a.Certs) > 0 }
+
+// who returns the administrator behind a token or the connection's certificate.
+func (a Admins) who(token string, r *http.Request) (string, bool) {
+	got := sha256.Sum256([]byte(token))
+	name, found := "", false
+	for n, secret := range a.Tokens { // all of them, so that the time does not tell which one was nearly right
+		want := sha256.Sum256([]byte(secret))
+		if secret != "" && subtle.ConstantTimeCompare(got[:], want[:]) == 1 {
+			name, found = "token "+n, true
+		}
+	}
+	if found {
+		return name, true
+	}
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		if cn := r.TLS.VerifiedChains[0][0].Subject.CommonName; cn != "" && slices.Contains(a.Certs, cn) {
+			return "certificate " + cn, true
+		}
+	}
+	return "", false
+}
 
 // Order is what an administrator asks of a channel, as the body of POST /v1/admin/channels/NAME.
 type Order struct {
@@ -22,11 +58,12 @@ type Order struct {
 
 // Limits are the parts of a channel's policy that are numbers. Absent ones stay as they are.
 type Limits struct {
-	Percent       *int `json:"percent,omitempty"`
-	MaxConcurrent *int `json:"max_concurrent,omitempty"`
-	MaxPerPeriod  *int `json:"max_per_period,omitempty"`
-	StopFailures  *int `json:"stop_after_failures,omitempty"`
-	StopTimeouts  *int `json:"stop_after_timeouts,omitempty"`
+	Percent            *int `json:"percent,omitempty"`
+	MaxConcurrent      *int `json:"max_concurrent,omitempty"`
+	MaxPerPeriod       *int `json:"max_per_period,omitempty"`
+	StopFailures       *int `json:"stop_after_failures,omitempty"`
+	StopTimeouts       *int `json:"stop_after_timeouts,omitempty"`
+	StopFailurePercent *int `json:"stop_failure_percent,omitempty"`
 }
 
 // Apply carries out an order.
@@ -45,7 +82,7 @@ func (p *Publisher) Apply(channel string, o Order) (Channel, error) {
 		return p.Change(channel, func(c *Channel) error {
 			if l := o.Limits; l != nil {
 				for from, to := range map[*int]*int{l.Percent: &c.Percent, l.MaxConcurrent: &c.MaxConcurrent, l.MaxPerPeriod: &c.MaxPerPeriod,
-					l.StopFailures: &c.StopFailures, l.StopTimeouts: &c.StopTimeouts} {
+					l.StopFailures: &c.StopFailures, l.StopTimeouts: &c.StopTimeouts, l.StopFailurePercent: &c.StopFailurePercent} {
 					if from != nil {
 						*to = *from
 					}
@@ -60,71 +97,158 @@ func (p *Publisher) Apply(channel string, o Order) (Channel, error) {
 	return Channel{}, fmt.Errorf("action %q is none of move, pause, resume, rollback, limit", o.Action)
 }
 
-// admin lets a handler be reached by administrators only. Without a token in the options there are none.
-func (s *Server) admin(h http.HandlerFunc) http.HandlerFunc {
+// admins adds what only administrators may do.
+func (s *Server) admins() {
+	s.mux.HandleFunc("POST /v1/admin/channels/{name}", s.admin(s.order))
+	s.mux.HandleFunc("PUT /v1/admin/releases/{version}", s.admin(s.upload))
+	s.mux.HandleFunc("GET /v1/admin/backup", s.admin(s.backup))
+}
+
+// admin lets a handler be reached by administrators only, with a publisher that signs its changes with their name.
+func (s *Server) admin(h func(http.ResponseWriter, *http.Request, Publisher)) http.HandlerFunc {
+	var foreign http.CrossOriginProtection // a page elsewhere must not use a certificate that the browser shows by itself
 	return func(w http.ResponseWriter, r *http.Request) {
-		if s.opt.AdminToken == "" {
-			http.Error(w, "administration over HTTP is switched off", http.StatusForbidden)
+		if err := foreign.Check(r); err != nil {
+			s.refuse(w, http.StatusForbidden, "a request from another site is not obeyed")
 			return
 		}
-		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		got, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(s.opt.AdminToken))
-		if !ok || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		if !s.opt.Admins.any() {
+			s.refuse(w, http.StatusForbidden, "administration over HTTP is switched off")
+			return
+		}
+		token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		who, ok := s.opt.Admins.who(token, r)
+		if !ok {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="flipside"`)
-			http.Error(w, "a token is needed", http.StatusUnauthorized)
+			s.refuse(w, http.StatusUnauthorized, "a token or a certificate of an administrator is needed")
 			return
 		}
-		h(w, r)
+		h(w, r, s.as(who))
 	}
 }
 
+// as is the server's publisher in somebody's name.
+func (s *Server) as(who string) Publisher {
+	p := s.publish
+	p.Who = who
+	return p
+}
+
 // order answers POST /v1/admin/channels/NAME.
-func (s *Server) order(w http.ResponseWriter, r *http.Request) {
+func (s *Server) order(w http.ResponseWriter, r *http.Request, p Publisher) {
 	var o Order
 	d := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&o); err != nil {
-		http.Error(w, "the order cannot be read", http.StatusBadRequest)
+		s.refuse(w, http.StatusBadRequest, "the order cannot be read: %s", clean(err.Error()))
 		return
 	}
-	p := s.publish
-	p.Who = "admin token"
 	name := r.PathValue("name")
 	c, err := p.Apply(name, o)
 	switch {
 	case errors.Is(err, ErrUnknown):
-		http.Error(w, err.Error(), http.StatusNotFound)
+		s.refuse(w, http.StatusNotFound, "%s", clean(err.Error()))
 		return
 	case err != nil:
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		s.refuse(w, http.StatusBadRequest, "%s", clean(err.Error()))
 		return
 	}
 	if err := s.Reload(); err != nil {
-		http.Error(w, "the change is written and cannot be read back", http.StatusInternalServerError)
+		s.refuse(w, http.StatusInternalServerError, "the change is written and cannot be read back")
+		return
+	}
+	s.writeJSON(w, channelDoc{"flipside.channel/v1", name, c})
+}
+
+const (
+	maxPayload  = 16 << 30
+	uploadGrace = 6 * time.Hour // for the slowest upload that is waited for
+)
+
+// upload answers PUT /v1/admin/releases/VERSION: its body is a payload. With ?channel=NAME the channel moves to it.
+func (s *Server) upload(w http.ResponseWriter, r *http.Request, p Publisher) {
+	channel := r.URL.Query().Get("channel")
+	rel, err := s.receive(w, r, p, r.PathValue("version"), channel, r.Body)
+	if err != nil {
+		s.refuse(w, uploadStatus(err), "%s", clean(err.Error()))
 		return
 	}
 	s.writeJSON(w, struct {
 		Schema  string  `json:"schema"`
-		Name    string  `json:"name"`
-		Channel Channel `json:"channel"`
-	}{"flipside.channel/v1", name, c})
+		Release Release `json:"release"`
+		Channel string  `json:"channel,omitempty"`
+	}{"flipside.release/v1", rel, channel})
 }
 
+// errUnverified is why an upload is refused by a server that cannot check signatures.
+var errUnverified = errors.New("this server has no key to check an upload with")
+
+func uploadStatus(err error) int {
+	switch {
+	case errors.Is(err, errUnverified):
+		return http.StatusForbidden
+	case errors.Is(err, ErrExists):
+		return http.StatusConflict
+	}
+	return http.StatusBadRequest
+}
+
+// receive takes a payload from body, checks and publishes it. Without a way to check signatures nothing is taken: who
+// holds the token must not be able to give hosts what nobody signed.
+func (s *Server) receive(w http.ResponseWriter, r *http.Request, p Publisher, version, channel string, body io.Reader) (Release, error) {
+	if p.Verify == nil {
+		return Release{}, errUnverified
+	}
+	if err := checkVersion(version); err != nil {
+		return Release{}, err
+	}
+	if channel != "" && !namePattern.MatchString(channel) {
+		return Release{}, fmt.Errorf("channel %q is not a plain name", clean(channel))
+	}
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(uploadGrace)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return Release{}, err
+	}
+	f, err := os.CreateTemp(filepath.Join(s.dir, "payloads"), ".upload-")
+	if err != nil {
+		return Release{}, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	n, err := io.Copy(f, io.LimitReader(body, maxPayload+1))
+	if err != nil {
+		return Release{}, fmt.Errorf("the upload broke off after %d bytes", n)
+	}
+	if n > maxPayload {
+		return Release{}, fmt.Errorf("the upload is larger than %d bytes", int64(maxPayload))
+	}
+	rel, err := p.Add(r.Context(), version, f.Name())
+	if err != nil {
+		// The name of a temporary file means nothing to whoever sent it.
+		return Release{}, renamed{err, f.Name()}
+	}
+	if channel != "" {
+		if _, err := p.Move(channel, version); err != nil {
+			return rel, err
+		}
+	}
+	return rel, s.Reload()
+}
+
+// renamed hides a temporary file's name in an error's words.
+type renamed struct {
+	error
+	name string
+}
+
+func (e renamed) Error() string { return strings.ReplaceAll(e.error.Error(), fmt.Sprintf("%q", e.name), "the upload") }
+func (e renamed) Unwrap() error { return e.error }
+
 // backup answers GET /v1/admin/backup with a consistent copy of the state file.
-func (s *Server) backup(w http.ResponseWriter, r *http.Request) {
+func (s *Server) backup(w http.ResponseWriter, r *http.Request, _ Publisher) {
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Disposition", `attachment; filename="state.db"`)
 	if err := s.Backup(w); err != nil {
 		s.log.Error("backup", "error", err)
-	}
-}
-
-func (s *Server) writeJSON(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(v); err != nil {
-		s.log.Debug("answer not delivered", "error", err)
+		panic(http.ErrAbortHandler) // so that nobody takes half a copy for a whole one
 	}
 }

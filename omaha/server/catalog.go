@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -112,6 +113,16 @@ func (c *catalog) release(version string) (Release, error) {
 		return r, fmt.Errorf("version %q: %w", version, ErrUnknown)
 	}
 	return r, nil
+}
+
+// sorted returns all releases, oldest version first.
+func (c *catalog) sorted() []Release {
+	out := make([]Release, 0, len(c.releases))
+	for _, r := range c.releases {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b Release) int { return compareVersions(a.Version, b.Version) })
+	return out
 }
 
 // channel finds what a host on track with board gets.

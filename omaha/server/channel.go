@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"hash/fnv"
+	"strings"
 	"time"
 
 	"github.com/blang/semver/v4"
@@ -26,12 +27,16 @@ type Channel struct {
 	GrantTimeout  string `toml:"grant_timeout,omitempty" json:"grant_timeout,omitempty"`  // after it an update counts as timed out, default 2h
 	StopFailures  int    `toml:"stop_after_failures,omitzero" json:"stop_after_failures,omitempty"`
 	StopTimeouts  int    `toml:"stop_after_timeouts,omitzero" json:"stop_after_timeouts,omitempty"`
-	RetryFailed   string `toml:"retry_failed,omitempty" json:"retry_failed,omitempty"`   // before a host gets a version again that failed on it, doubling; default 1h
-	After         string `toml:"after,omitempty" json:"after,omitempty"`                 // a channel whose hosts go first
-	AfterHealthy  int    `toml:"after_healthy,omitzero" json:"after_healthy,omitempty"`  // how many of them have to be healthy on the version, default 1
-	Hours         string `toml:"hours,omitempty" json:"hours,omitempty"`                 // "Mon-Fri 09:00-17:00": updates begin only then
-	TimeZone      string `toml:"time_zone,omitempty" json:"time_zone,omitempty"`         // of hours, such as Europe/Berlin; default UTC
-	PollInterval  string `toml:"poll_interval,omitempty" json:"poll_interval,omitempty"` // what hosts are asked to wait between checks
+	// StopFailurePercent stops the rollout when that share of the hosts that are through with it failed, once there are
+	// StopFailureMin of them, default 10.
+	StopFailurePercent int    `toml:"stop_failure_percent,omitzero" json:"stop_failure_percent,omitempty"`
+	StopFailureMin     int    `toml:"stop_failure_min,omitzero" json:"stop_failure_min,omitempty"`
+	RetryFailed        string `toml:"retry_failed,omitempty" json:"retry_failed,omitempty"`   // before a host gets a version again that failed on it, doubling; default 1h
+	After              string `toml:"after,omitempty" json:"after,omitempty"`                 // a channel whose hosts go first
+	AfterHealthy       int    `toml:"after_healthy,omitzero" json:"after_healthy,omitempty"`  // how many of them have to be healthy on the version, default 1
+	Hours              string `toml:"hours,omitempty" json:"hours,omitempty"`                 // "Mon-Fri 09:00-17:00": updates begin only then
+	TimeZone           string `toml:"time_zone,omitempty" json:"time_zone,omitempty"`         // of hours, such as Europe/Berlin; default UTC
+	PollInterval       string `toml:"poll_interval,omitempty" json:"poll_interval,omitempty"` // what hosts are asked to wait between checks
 
 	Stopped string `toml:"stopped,omitempty" json:"stopped,omitempty"` // why the server stopped the rollout by itself
 }
@@ -58,8 +63,9 @@ func (c Channel) check() error {
 		}
 	}
 	for key, n := range map[string]int{"percent": c.Percent, "max_concurrent": c.MaxConcurrent, "max_per_period": c.MaxPerPeriod,
-		"stop_after_failures": c.StopFailures, "stop_after_timeouts": c.StopTimeouts} {
-		if n < 0 || (key == "percent" && n > 100) {
+		"stop_after_failures": c.StopFailures, "stop_after_timeouts": c.StopTimeouts,
+		"stop_failure_percent": c.StopFailurePercent, "stop_failure_min": c.StopFailureMin} {
+		if n < 0 || (strings.HasSuffix(key, "percent") && n > 100) {
 			return fmt.Errorf("%s = %d is out of range", key, n)
 		}
 	}
@@ -78,6 +84,15 @@ func (c Channel) check() error {
 		}
 	}
 	return nil
+}
+
+// tooMany says whether the share of failures among the hosts that are through stops the rollout.
+func (c Channel) tooMany(failed, done int) bool {
+	least := c.StopFailureMin
+	if least == 0 {
+		least = 10
+	}
+	return c.StopFailurePercent > 0 && failed+done >= least && failed*100 >= c.StopFailurePercent*(failed+done)
 }
 
 // next returns the version that a host on running gets: the lowest floor above it, or the channel's own.
@@ -114,4 +129,56 @@ func (c Channel) in(machine, version string) bool {
 	x *= 0xff51afd7ed558ccd
 	x ^= x >> 33
 	return x%100 < uint64(c.Percent)
+}
+
+// Words says in one line to whom the channel's version goes, and how fast.
+func (c Channel) Words() string {
+	words := []string{"all hosts"}
+	if c.Percent > 0 && c.Percent < 100 {
+		words[0] = fmt.Sprintf("%d %% of the hosts", c.Percent)
+	}
+	if c.MaxConcurrent > 0 {
+		words = append(words, fmt.Sprintf("%d at once", c.MaxConcurrent))
+	}
+	if c.MaxPerPeriod > 0 {
+		words = append(words, fmt.Sprintf("%d per %s", c.MaxPerPeriod, shortDuration(c.period())))
+	}
+	if c.Hours != "" {
+		words = append(words, strings.TrimSpace(c.Hours+" "+c.TimeZone))
+	}
+	if c.After != "" {
+		words = append(words, fmt.Sprintf("after %d on %s are healthy", max(c.AfterHealthy, 1), c.After))
+	}
+	if c.StopFailures > 0 {
+		words = append(words, fmt.Sprintf("stops after %d failures", c.StopFailures))
+	}
+	if c.StopTimeouts > 0 {
+		words = append(words, fmt.Sprintf("stops after %d time-outs", c.StopTimeouts))
+	}
+	if c.StopFailurePercent > 0 {
+		words = append(words, fmt.Sprintf("stops when %d %% fail", c.StopFailurePercent))
+	}
+	return strings.Join(words, ", ")
+}
+
+// Halted says why no further host gets the channel's version, or "".
+func (c Channel) Halted() string {
+	switch {
+	case c.Stopped != "":
+		return "stopped: " + c.Stopped
+	case c.Paused:
+		return "paused"
+	}
+	return ""
+}
+
+// shortDuration writes 1h0m0s as 1h.
+func shortDuration(d time.Duration) string {
+	s := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, zero) {
+			s = s[:len(s)-2]
+		}
+	}
+	return s
 }

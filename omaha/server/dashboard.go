@@ -2,13 +2,13 @@ package server
 
 import (
 	"bytes"
-	"cmp"
 	"embed"
+	"errors"
 	"fmt"
 	"html/template"
+	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 )
@@ -16,17 +16,31 @@ import (
 //go:embed web
 var web embed.FS
 
-// maxRows is how many hosts one page lists; the search narrows them down.
-const maxRows = 200
-
-// dashboard adds the page for people. It is made here, whole, on each request: it needs no JavaScript, and a small
-// script that fetches it again keeps it live.
+// dashboard adds the pages for people. They are made here, whole, on each request: they need no JavaScript, and a small
+// script that fetches them again keeps them live.
 func (s *Server) dashboard() {
-	page := template.Must(template.New("dashboard.html").Funcs(template.FuncMap{
-		"bytes": sizeWords, "ago": ago, "words": codeWords,
-	}).ParseFS(web, "web/dashboard.html"))
-	s.mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { s.page(w, r, page) })
-	s.mux.HandleFunc("POST /ui/channels/{name}", s.form)
+	pages := template.Must(template.New("pages").Funcs(template.FuncMap{
+		"bytes": sizeWords, "ago": ago, "words": codeWords, "duration": span, "label": stateLabel, "class": stateClass,
+		"detail": auditWords, "channelQuery": func(name string) string { return "/?" + url.Values{"channel": {name}}.Encode() },
+	}).ParseFS(web, "web/*.html"))
+	s.mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		v := s.view(r, s.opt.Now().UTC())
+		s.page(w, pages.Lookup("dashboard.html"), http.StatusOK, v)
+	})
+	s.mux.HandleFunc("GET /hosts/{id}", func(w http.ResponseWriter, r *http.Request) {
+		d, ok := s.detail(r.PathValue("id"))
+		v := hostPage{Now: s.opt.Now().UTC(), Title: d.Host.name(), Detail: d, ID: clean(r.PathValue("id"))}
+		code := http.StatusOK
+		if !ok {
+			v.Title, code = "unknown host", http.StatusNotFound
+		} else {
+			v.Channel, v.Holds = s.catalog.Load().channels[d.Host.Channel], d.Host.Channel != ""
+		}
+		s.page(w, pages.Lookup("host.html"), code, v)
+	})
+	var foreign http.CrossOriginProtection
+	s.mux.Handle("POST /ui/channels/{name}", foreign.Handler(http.HandlerFunc(s.form)))
+	s.mux.Handle("POST /ui/publish", foreign.Handler(http.HandlerFunc(s.publishForm)))
 	for path, kind := range map[string]string{
 		"/ui/style.css": "text/css; charset=utf-8", "/ui/live.js": "text/javascript; charset=utf-8", "/v1/openapi.yaml": "application/yaml",
 	} {
@@ -42,48 +56,17 @@ func (s *Server) dashboard() {
 	}
 }
 
-// view is what the page shows.
-type view struct {
-	Now      time.Time
-	Admin    bool
-	Message  string
-	Query    string
-	Tiles    []tile
-	Channels []channelView
-	Chart    chart
-	Hosts    []hostView
-	More     int // hosts that match and are not listed
-	Failures []Failure
-	Activity []Activity
-	Releases []Release
-	Problems []string
+// hostPage is what the page about one host shows.
+type hostPage struct {
+	Now     time.Time
+	Title   string
+	ID      string
+	Detail  HostDetail
+	Channel Channel
+	Holds   bool // Channel is the host's
 }
 
-type tile struct {
-	Label, Class string
-	Count        int
-}
-
-type channelView struct {
-	Name                                  string
-	Channel                               Channel
-	Rollout                               string
-	Halted                                string
-	Hosts, Done, Active, Failed, Waiting  int
-	DonePercent, ActivePercent, FailedPct int
-	FailedX                               int // where the failed part of the bar begins
-}
-
-type hostView struct {
-	Host
-	Why   string
-	Class string // its colour group
-}
-
-func (s *Server) page(w http.ResponseWriter, r *http.Request, page *template.Template) {
-	now := s.opt.Now().UTC()
-	v := s.view(now, strings.ToLower(clean(r.URL.Query().Get("q"))))
-	v.Message = clean(r.URL.Query().Get("m"))
+func (s *Server) page(w http.ResponseWriter, page *template.Template, code int, v any) {
 	var b bytes.Buffer
 	if err := page.Execute(&b, v); err != nil {
 		s.log.Error("the page could not be made", "error", err)
@@ -93,154 +76,100 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request, page *template.Tem
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Cache-Control", "no-store")
-	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Referrer-Policy", "same-origin")
 	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+	w.WriteHeader(code)
 	w.Write(b.Bytes())
 }
 
-func (s *Server) view(now time.Time, query string) view {
-	st := s.Status()
-	v := view{Now: now, Admin: s.opt.AdminToken != "", Query: query, Failures: st.Failures, Releases: st.Releases, Problems: st.Problems}
-	v.Activity = st.Activity[:min(len(st.Activity), 25)]
-	slices.SortFunc(v.Failures, func(a, b Failure) int { return b.At.Compare(a.At) })
-	v.Failures = v.Failures[:min(len(v.Failures), 50)]
-	slices.Reverse(v.Releases)
-
-	counts := map[string]int{}
-	perChannel := map[string]*channelView{}
-	for name, c := range st.Channels {
-		perChannel[name] = &channelView{Name: name, Channel: c, Rollout: policyWords(c), Halted: haltWords(c)}
-	}
-	for _, h := range st.Hosts {
-		view := hostView{Host: h, Why: h.Waits, Class: stateClass(h.State)}
-		if view.Why == "" {
-			view.Why = h.Why
-		}
-		if view.Class == "good" && compareVersions(h.Version, st.Channels[h.Channel].Version) < 0 {
-			view.Class = "held" // it has not asked since the channel moved
-		}
-		counts[view.Class]++
-		if c := perChannel[h.Channel]; c != nil {
-			c.count(h)
-		}
-		if query != "" && !matches(h, query) {
-			continue
-		}
-		v.Hosts = append(v.Hosts, view)
-	}
-	// Those that somebody may want to look at come first.
-	rank := map[string]int{"bad": 0, "busy": 1, "held": 2, "good": 3}
-	slices.SortStableFunc(v.Hosts, func(a, b hostView) int { return cmp.Compare(rank[a.Class], rank[b.Class]) })
-	if v.More = max(len(v.Hosts)-maxRows, 0); v.More > 0 {
-		v.Hosts = v.Hosts[:maxRows]
-	}
-	v.Tiles = []tile{
-		{"hosts", "all", len(st.Hosts)}, {"up to date", "good", counts["good"]}, {"updating", "busy", counts["busy"]},
-		{"waiting", "held", counts["held"]}, {"failed", "bad", counts["bad"]},
-	}
-	for _, c := range perChannel {
-		c.percent()
-		v.Channels = append(v.Channels, *c)
-	}
-	slices.SortFunc(v.Channels, func(a, b channelView) int { return cmp.Compare(a.Name, b.Name) })
-	s.mu.Lock()
-	samples, current := slices.Clone(s.history.Samples), s.versions()
-	s.mu.Unlock()
-	v.Chart = newChart(append(samples, Sample{At: now, Versions: current}))
-	return v
-}
-
-func (c *channelView) count(h Host) {
-	c.Hosts++
-	switch {
-	case compareVersions(h.Version, c.Channel.Version) >= 0:
-		c.Done++
-	case h.Failed == c.Channel.Version:
-		c.Failed++
-	case h.State.active():
-		c.Active++
-	default:
-		c.Waiting++
-	}
-}
-
-func (c *channelView) percent() {
-	if c.Hosts > 0 {
-		c.DonePercent, c.ActivePercent, c.FailedPct = c.Done*100/c.Hosts, c.Active*100/c.Hosts, c.Failed*100/c.Hosts
-		c.FailedX = c.DonePercent + c.ActivePercent
-	}
-}
-
-func matches(h Host, query string) bool {
-	for _, s := range []string{h.ID, h.Alias, h.Version, h.Channel, h.Target, string(h.State)} {
-		if strings.Contains(strings.ToLower(s), query) {
-			return true
-		}
-	}
-	return false
-}
-
-func stateClass(s State) string {
-	switch s {
-	case Current, Complete:
-		return "good"
-	case Granted, Downloading, Downloaded, Installed:
-		return "busy"
-	case Failed, TimedOut:
-		return "bad"
-	}
-	return "held"
-}
-
-// form carries out an order that was given on the page. The token comes with the order and is kept nowhere, so no other
-// site can give orders in an administrator's name.
+// form carries out an order that was given on the page. The token comes with the order and is kept nowhere.
 func (s *Server) form(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
 	if err := r.ParseForm(); err != nil {
 		http.Error(w, "the form cannot be read", http.StatusBadRequest)
 		return
 	}
-	r.Header.Set("Authorization", "Bearer "+r.PostForm.Get("token"))
-	s.admin(func(w http.ResponseWriter, r *http.Request) {
-		name, action := r.PathValue("name"), r.PostForm.Get("action")
-		p := s.publish
-		p.Who = "dashboard"
-		message := fmt.Sprintf("%s: %s", name, action)
-		if _, err := p.Apply(name, Order{Action: action, Version: r.PostForm.Get("version")}); err != nil {
-			message = err.Error()
+	p, ok := s.formAdmin(w, r, r.PostForm.Get("token"))
+	if !ok {
+		return
+	}
+	name, o := r.PathValue("name"), Order{Action: r.PostForm.Get("action"), Version: r.PostForm.Get("version")}
+	if text := r.PostForm.Get("percent"); o.Action == "limit" && text != "" {
+		var n int
+		if _, err := fmt.Sscanf(text, "%d", &n); err != nil {
+			s.say(w, r, fmt.Errorf("percent %q is not a number", clean(text)), "")
+			return
 		}
-		if err := s.Reload(); err != nil {
-			message = err.Error()
-		}
-		http.Redirect(w, r, "/?m="+url.QueryEscape(message), http.StatusSeeOther)
-	})(w, r)
+		o.Limits = &Limits{Percent: &n}
+	}
+	_, err := p.Apply(name, o)
+	done := map[string]string{
+		"move": "moved to " + o.Version, "pause": "paused", "resume": "goes on", "rollback": "moved back", "limit": "changed",
+	}[o.Action]
+	s.say(w, r, errors.Join(err, s.Reload()), fmt.Sprintf("Channel %s: %s.", name, done))
 }
 
-func policyWords(c Channel) string {
-	words := []string{"all hosts"}
-	if c.Percent > 0 && c.Percent < 100 {
-		words[0] = fmt.Sprintf("%d %% of the hosts", c.Percent)
+// formAdmin says on whose behalf a form acts, or answers that it is nobody's.
+func (s *Server) formAdmin(w http.ResponseWriter, r *http.Request, token string) (Publisher, bool) {
+	if !s.opt.Admins.any() {
+		http.Error(w, "administration over HTTP is switched off", http.StatusForbidden)
+		return Publisher{}, false
 	}
-	if c.MaxConcurrent > 0 {
-		words = append(words, fmt.Sprintf("%d at once", c.MaxConcurrent))
+	who, ok := s.opt.Admins.who(token, r)
+	if !ok {
+		http.Error(w, "the token is not one of an administrator; go back and try again", http.StatusUnauthorized)
+		return Publisher{}, false
 	}
-	if c.MaxPerPeriod > 0 {
-		words = append(words, fmt.Sprintf("%d per %s", c.MaxPerPeriod, c.period()))
-	}
-	if c.StopFailures > 0 {
-		words = append(words, fmt.Sprintf("stops after %d failures", c.StopFailures))
-	}
-	return strings.Join(words, ", ")
+	p := s.as(who)
+	p.Who += ", on the page"
+	return p, true
 }
 
-func haltWords(c Channel) string {
-	switch {
-	case c.Stopped != "":
-		return "stopped: " + c.Stopped
-	case c.Paused:
-		return "paused"
+// say goes back to the page with what became of a form.
+func (s *Server) say(w http.ResponseWriter, r *http.Request, err error, done string) {
+	q := url.Values{"m": {done}}
+	if err != nil {
+		q = url.Values{"e": {clean(err.Error())}}
 	}
-	return ""
+	http.Redirect(w, r, "/?"+q.Encode(), http.StatusSeeOther)
+}
+
+// publishForm takes a payload from the page. The fields come in the order of the form, the file last, and it is never
+// held in memory.
+func (s *Server) publishForm(w http.ResponseWriter, r *http.Request) {
+	parts, err := r.MultipartReader()
+	if err != nil {
+		http.Error(w, "the form cannot be read", http.StatusBadRequest)
+		return
+	}
+	fields := map[string]string{}
+	for {
+		part, err := parts.NextPart()
+		if err != nil {
+			s.say(w, r, errors.New("the form holds no payload"), "")
+			return
+		}
+		if part.FormName() != "payload" {
+			data, err := io.ReadAll(io.LimitReader(part, 4<<10))
+			if err != nil || len(fields) > 8 {
+				http.Error(w, "the form cannot be read", http.StatusBadRequest)
+				return
+			}
+			fields[part.FormName()] = strings.TrimSpace(string(data))
+			continue
+		}
+		p, ok := s.formAdmin(w, r, fields["token"])
+		if !ok {
+			return
+		}
+		rel, err := s.receive(w, r, p, fields["version"], fields["channel"], part)
+		done := fmt.Sprintf("Release %s is published.", rel.Version)
+		if fields["channel"] != "" {
+			done = fmt.Sprintf("Release %s is published, and channel %s moved to it.", rel.Version, fields["channel"])
+		}
+		s.say(w, r, err, done)
+		return
+	}
 }
 
 func sizeWords(n int64) string {
@@ -257,16 +186,24 @@ func sizeWords(n int64) string {
 
 // ago says how long before now t was.
 func ago(now, t time.Time) string {
+	if now.Before(t) {
+		return "just now"
+	}
+	return span(now, t) + " ago"
+}
+
+// span says how much time lies between t and now.
+func span(now, t time.Time) string {
 	d := now.Sub(t)
 	switch {
 	case d < 0:
-		return "just now"
+		return "0 s"
 	case d < time.Minute:
-		return fmt.Sprintf("%d s ago", int(d.Seconds()))
+		return fmt.Sprintf("%d s", int(d.Seconds()))
 	case d < time.Hour:
-		return fmt.Sprintf("%d min ago", int(d.Minutes()))
+		return fmt.Sprintf("%d min", int(d.Minutes()))
 	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h ago", int(d.Hours()))
+		return fmt.Sprintf("%d h", int(d.Hours()))
 	}
-	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
 }

@@ -53,11 +53,55 @@ func fleetLab(t *testing.T) *lab {
 			l.check(c, omaha.Booted("1.0.0"))
 		}
 	}
-	if err := hosts[35].Ping(context.Background(), "window: opens at 22:00"); err != nil {
-		t.Fatal(err)
+	for i, hold := range map[int]string{35: "window: opens at 22:00", 34: "window: opens at 22:00", 33: "semaphore: place 2 in the queue of workers"} {
+		if err := hosts[i].Ping(context.Background(), hold); err != nil {
+			t.Fatal(err)
+		}
 	}
+	l.betaLab(step)
+	now := l.clock.Now()
+	l.reboots.ask = func(context.Context) ([]RebootGroup, error) {
+		return []RebootGroup{{Name: "workers", Max: 2,
+			Holders: []RebootHost{{Host: "node-12", Phase: "rebooting", From: "1.0.0", To: "1.1.0", Since: now.Add(-90 * time.Second)}, {Host: "node-19", Phase: "rebooting", From: "1.0.0", To: "1.1.0", Since: now.Add(-47 * time.Minute), Late: true}},
+			Queue:   []RebootHost{{Host: "node-33", From: "1.0.0", To: "1.1.0", Since: now.Add(-4 * time.Minute)}, {Host: "node-27", From: "1.0.0", To: "1.1.0", Since: now.Add(-3 * time.Minute)}},
+		}}, nil
+	}
+	l.opt.Admins.Tokens = map[string]string{"ops": "secret"}
+	l.opt.Verify = func(context.Context, string) error { return nil }
+	l.publish.Verify = l.opt.Verify
 	step(time.Minute)
 	return l
+}
+
+// betaLab adds a second channel with a rollout that its policy stopped.
+func (l *lab) betaLab(step func(time.Duration)) {
+	if _, err := l.Publish(context.Background(), "beta", "1.2.0-rc.1", fakePayload(l.t, 3, 250_000)); err != nil {
+		l.t.Fatal(err)
+	}
+	if _, err := l.publish.Change("beta", func(c *Channel) error { c.StopFailures = 2; return nil }); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := l.Reload(); err != nil {
+		l.t.Fatal(err)
+	}
+	for i := 60; i < 68; i++ {
+		c := l.client(i, "1.1.0")
+		c.Track, c.MachineAlias = "beta", fmt.Sprintf("canary-%d", i-59)
+		if l.check(c).Offer == nil {
+			continue
+		}
+		l.report(c, omaha.DownloadStarted())
+		step(30 * time.Second)
+		switch i {
+		case 61, 64:
+			l.report(c, omaha.Failed(omaha.CodePayloadHash+2))
+		case 62:
+		default:
+			l.report(c, omaha.DownloadFinished(), omaha.Installed())
+			c.Version = "1.2.0-rc.1"
+			l.check(c, omaha.Booted("1.1.0"))
+		}
+	}
 }
 
 func (l *lab) get(path string) (*http.Response, string) {
@@ -81,7 +125,9 @@ func TestDashboard(t *testing.T) {
 	}
 	l = fleetLab(t)
 	resp, page := l.get("/")
-	for _, want := range []string{"node-07", "stable", "window: opens at 22:00", "went back (code 44)", "polygon", "80 % of the hosts", "stops after 3 failures"} {
+	for _, want := range []string{"node-07", "stable", "window: opens at 22:00", "went back (code 44)", "polygon", "80 % of the hosts", "stops after 3 failures",
+		"canary-2", "stopped: 2 hosts failed with 1.2.0-rc.1", "say the hosts", "node-19", "stays away too long", "2 of 2 slots taken, 2 in the queue",
+		"Publish a release", "What people changed"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page does not show %q", want)
 		}
@@ -90,8 +136,19 @@ func TestDashboard(t *testing.T) {
 		t.Errorf("content security policy %q", csp)
 	}
 	wellFormed(t, page)
-	if _, page := l.get("/?q=node-07"); !strings.Contains(page, "node-07") || strings.Contains(page, `scope="row" title="00000000000000000000000000000008"`) {
+	if _, page := l.get("/?q=node-07"); !strings.Contains(page, "node-07") || strings.Contains(page, `/hosts/00000000000000000000000000000008"`) {
 		t.Error("the search does not narrow the list")
+	}
+	if resp, page := l.get("/hosts/" + fmt.Sprintf("%032x", 5)); resp.StatusCode != 200 || !strings.Contains(page, "went back (code 44)") || !strings.Contains(page, "What it did") {
+		t.Errorf("the page of one host: %s", resp.Status)
+	} else {
+		wellFormed(t, page)
+	}
+	if resp, page := l.get("/hosts/nobody"); resp.StatusCode != 404 || !strings.Contains(page, "nobody") {
+		t.Errorf("the page of a host that is not there: %s", resp.Status)
+	}
+	if _, page := l.get("/?class=bad&channel=beta"); !strings.Contains(page, ">canary-2<") || strings.Contains(page, `">node-05<`) && strings.Contains(page, `title="`+fmt.Sprintf("%032x", 5)+`"`) {
+		t.Error("the filter does not narrow the list")
 	}
 	for _, asset := range []string{"/ui/style.css", "/ui/live.js", "/v1/openapi.yaml"} {
 		if resp, _ := l.get(asset); resp.StatusCode != 200 {
@@ -110,7 +167,7 @@ func TestDashboardEscapes(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, page := l.get("/?q=&m=" + url.QueryEscape("<i>hello</i>"))
-	for _, bad := range []string{"<script>alert", "<img", "<b ", "<i>"} {
+	for _, bad := range []string{"<script>alert", "<img", "<b on", "<i>"} {
 		if strings.Contains(page, bad) {
 			t.Errorf("the page holds %q", bad)
 		}
@@ -122,7 +179,7 @@ func TestDashboardEscapes(t *testing.T) {
 func TestDashboardForms(t *testing.T) {
 	l := newLab(t)
 	l.publishVersion("1.1.0", 1)
-	l.opt.AdminToken = "secret"
+	l.opt.Admins.Tokens = map[string]string{"ops": "secret"}
 	press := func(token, action string) int {
 		resp, err := http.PostForm(l.url+"/ui/channels/stable", url.Values{"token": {token}, "action": {action}})
 		if err != nil {
@@ -172,15 +229,21 @@ func TestScreenshots(t *testing.T) {
 		t.Skip("no chromium, or FLIPSIDE_SCREENSHOTS names no folder")
 	}
 	l := fleetLab(t)
-	for name, args := range map[string][]string{
-		"light":  {"--window-size=1200,1800"},
-		"dark":   {"--window-size=1200,1800", "--blink-settings=preferredColorScheme=0"},
-		"narrow": {"--window-size=500,1800"},
+	host := fmt.Sprintf("/hosts/%032x", 5)
+	for name, shot := range map[string]struct {
+		path string
+		args []string
+	}{
+		"light":     {"/", []string{"--window-size=1280,2400"}},
+		"dark":      {"/", []string{"--window-size=1280,2400", "--blink-settings=preferredColorScheme=0"}},
+		"narrow":    {"/", []string{"--window-size=500,2400"}},
+		"host":      {host, []string{"--window-size=1280,800"}},
+		"host-dark": {host, []string{"--window-size=1280,800", "--blink-settings=preferredColorScheme=0"}},
 	} {
 		path := filepath.Join(dir, name+".png")
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		args = append(args, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--screenshot="+path,
-			"--user-data-dir="+t.TempDir(), l.url+"/")
+		args := append(shot.args, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--screenshot="+path,
+			"--user-data-dir="+t.TempDir(), l.url+shot.path)
 		out, err := exec.CommandContext(ctx, browser, args...).CombinedOutput()
 		cancel()
 		if err != nil {

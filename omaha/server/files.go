@@ -53,6 +53,7 @@ type Status struct {
 // Failure is a host's last failed update, in words.
 type Failure struct {
 	Host    string    `json:"host"`
+	Alias   string    `json:"alias,omitempty"`
 	Version string    `json:"version"`
 	Code    int       `json:"code"`
 	Words   string    `json:"words"`
@@ -64,7 +65,7 @@ func (s *Server) Status() Status {
 	c := s.catalog.Load()
 	st := Status{
 		Schema: "flipside.serve-status/v1", Time: s.opt.Now().UTC(), Channels: c.channels,
-		Releases: []Release{}, Hosts: s.Hosts(), Failures: []Failure{}, Problems: slices.Clone(c.problems),
+		Hosts: s.Hosts(), Failures: []Failure{}, Problems: slices.Clone(c.problems),
 	}
 	if st.Problems == nil {
 		st.Problems = []string{}
@@ -73,19 +74,14 @@ func (s *Server) Status() Status {
 	st.Activity = append([]Activity{}, s.history.Activity...)
 	s.mu.Unlock()
 	slices.Reverse(st.Activity)
-	for _, r := range c.releases {
-		st.Releases = append(st.Releases, r)
-	}
-	slices.SortFunc(st.Releases, func(a, b Release) int { return compareVersions(a.Version, b.Version) })
+	st.Releases = c.sorted()
 	for _, h := range st.Hosts {
 		if h.Failed != "" && h.Failed != h.Version {
-			st.Failures = append(st.Failures, Failure{Host: h.ID, Version: h.Failed, Code: h.ErrorCode, Words: codeWords(h.ErrorCode), At: h.FailedAt})
+			st.Failures = append(st.Failures, Failure{Host: h.ID, Alias: h.Alias, Version: h.Failed, Code: h.ErrorCode, Words: codeWords(h.ErrorCode), At: h.FailedAt})
 		}
 	}
 	return st
 }
-
-func (s *Server) status(w http.ResponseWriter, r *http.Request) { s.writeJSON(w, s.Status()) }
 
 // countingWriter counts what is sent of payloads.
 type countingWriter struct {

@@ -9,10 +9,10 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// Sample is how many hosts ran which version at one time.
+// Sample is how many hosts ran which version on which channel at one time.
 type Sample struct {
-	At       time.Time      `json:"at"`
-	Versions map[string]int `json:"versions"`
+	At       time.Time                 `json:"at"`
+	Channels map[string]map[string]int `json:"channels"` // by channel, then by version; "" is for hosts that no channel knows
 }
 
 // Activity is one host that came into another state.
@@ -52,18 +52,18 @@ func (h *history) note(a Activity) {
 }
 
 // sample records the versions if they changed or a while has passed.
-func (h *history) sample(now time.Time, versions map[string]int) {
-	if len(versions) == 0 {
+func (h *history) sample(now time.Time, channels map[string]map[string]int) {
+	if len(channels) == 0 {
 		return
 	}
 	if n := len(h.Samples); n > 0 {
 		last := h.Samples[n-1]
 		age := now.Sub(last.At)
-		if age >= 0 && (age < sampleSoon || (age < sampleIdle && maps.Equal(last.Versions, versions))) {
+		if age >= 0 && (age < sampleSoon || (age < sampleIdle && maps.EqualFunc(last.Channels, channels, maps.Equal[map[string]int]))) {
 			return
 		}
 	}
-	h.Samples = append(h.Samples, Sample{At: now, Versions: versions})
+	h.Samples = append(h.Samples, Sample{At: now, Channels: channels})
 	if len(h.Samples) > maxSamples { // keep every other one of the older half
 		old := h.Samples[:maxSamples/2]
 		kept := old[:0]
@@ -77,11 +77,16 @@ func (h *history) sample(now time.Time, versions map[string]int) {
 	h.dirty = true
 }
 
-// versions counts the hosts by running version. Server.mu is held.
-func (s *Server) versions() map[string]int {
-	out := map[string]int{}
+// versions counts the hosts by channel and running version. Server.mu is held.
+func (s *Server) versions() map[string]map[string]int {
+	out := map[string]map[string]int{}
 	for _, h := range s.hosts {
-		out[h.Version]++
+		m := out[h.Channel]
+		if m == nil {
+			m = map[string]int{}
+			out[h.Channel] = m
+		}
+		m[h.Version]++
 	}
 	return out
 }

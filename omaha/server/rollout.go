@@ -16,6 +16,7 @@ type rollout struct {
 	Granted  []time.Time     `json:"granted,omitempty"`  // when grants were given, within the last period
 	Failures map[string]bool `json:"failures,omitempty"` // hosts whose failure speaks against the release
 	Timeouts map[string]bool `json:"timeouts,omitempty"` // hosts that were not heard of in time
+	Done     int             `json:"done,omitempty"`     // hosts that came up with it
 	Stopped  bool            `json:"stopped,omitempty"`  // it was stopped when last looked at
 
 	active map[string]bool // hosts that update now: follows from the hosts
@@ -40,7 +41,7 @@ func (s *Server) of(channel string, ch Channel) *rollout {
 	}
 	stopped := ch.Stopped != ""
 	if r.Version != ch.Version || (r.Stopped && !stopped) {
-		r.Version = ch.Version
+		r.Version, r.Done = ch.Version, 0
 		clear(r.Failures)
 		clear(r.Timeouts)
 		s.touchRollout(channel)
@@ -101,10 +102,15 @@ func (s *Server) advance(h *Host, state State, now time.Time) {
 
 // finish ends a host's update.
 func (s *Server) finish(h *Host, state State, now time.Time) {
+	fresh := state == Complete && h.State != Complete
 	h.set(state, now)
 	h.Target = ""
 	if r := s.rollouts[h.Channel]; r != nil {
 		delete(r.active, h.ID)
+		if fresh && h.Version == r.Version {
+			r.Done++
+			s.touchRollout(h.Channel)
+		}
 	}
 }
 
@@ -162,6 +168,8 @@ func (s *Server) stop(name string, r *rollout) {
 		why = fmt.Sprintf("%d hosts failed with %s", len(r.Failures), r.Version)
 	case ch.StopTimeouts > 0 && len(r.Timeouts) >= ch.StopTimeouts:
 		why = fmt.Sprintf("%d hosts did not finish %s in time", len(r.Timeouts), r.Version)
+	case ch.tooMany(len(r.Failures), r.Done):
+		why = fmt.Sprintf("%d of %d hosts failed with %s", len(r.Failures), len(r.Failures)+r.Done, r.Version)
 	default:
 		return
 	}

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -21,11 +23,17 @@ import (
 type Options struct {
 	AppID      string        // the application that is served; empty for any
 	PublicURL  string        // where clients find this server, such as https://updates.example.org; never taken from a request
-	AdminToken string        // lets its bearer change channels over HTTP; empty: nobody can
+	Admins     Admins        // who may change channels over HTTP; the zero value: nobody
 	MaxHosts   int           // no more hosts than this are known at once, default 500 000: ids cost nothing to invent
 	Forget     time.Duration // a host that was not seen for this long is forgotten, default 90 days
 	Refresh    time.Duration // how often the directory is looked at, default 1 s
 	ReadOnly   bool          // look at the releases only: nothing is made or written, and no host is known
+
+	// Verify looks at a payload before it is published over HTTP, such as at its signature. Without it no upload is taken.
+	Verify func(ctx context.Context, path string) error
+	// Reboots asks the cluster's semaphore who reboots and who waits, to be shown beside the hosts; nil: there is none.
+	Reboots func(ctx context.Context) ([]RebootGroup, error)
+
 	Logger     *slog.Logger  // nil logs nothing
 	Now        func() time.Time
 }
@@ -40,6 +48,7 @@ type Server struct {
 	public  atomic.Pointer[string]
 	closing sync.Once
 	metrics *metrics
+	reboots *reboots
 
 	loadMu  sync.Mutex // reading the directory
 	loaded  time.Time
@@ -70,7 +79,7 @@ func New(dir string, opt Options) (*Server, error) {
 		opt.Forget = 90 * 24 * time.Hour
 	}
 	s := &Server{
-		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now, Who: "server"},
+		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now, Who: "server", Verify: opt.Verify}, reboots: &reboots{ask: opt.Reboots},
 		hosts: make(map[string]*Host), rollouts: make(map[string]*rollout), canaries: make(map[string]canary),
 	}
 	if s.log == nil {
@@ -96,9 +105,8 @@ func New(dir string, opt Options) (*Server, error) {
 	s.mux.HandleFunc("POST /v1/update", s.update)
 	s.mux.HandleFunc("POST /v1/update/{$}", s.update)
 	s.mux.HandleFunc("GET /payloads/{name}", s.payload)
-	s.mux.HandleFunc("GET /v1/status", s.status)
-	s.mux.HandleFunc("POST /v1/admin/channels/{name}", s.admin(s.order))
-	s.mux.HandleFunc("GET /v1/admin/backup", s.admin(s.backup))
+	s.readers()
+	s.admins()
 	s.metrics = newMetrics(s)
 	s.dashboard()
 	return s, nil
@@ -120,6 +128,7 @@ func (s *Server) open() error {
 		s.history = history{}
 	}
 	s.store, s.hosts, s.rollouts = st, hosts, rollouts
+	s.sweep()
 	go s.run()
 	return nil
 }
@@ -243,4 +252,17 @@ func (s *Server) base(r *http.Request) string {
 		return scheme + "://127.0.0.1/payloads/"
 	}
 	return scheme + "://" + addr.String() + "/payloads/"
+}
+
+// sweep removes what uploads left behind when the server was killed.
+func (s *Server) sweep() {
+	left, err := filepath.Glob(filepath.Join(s.dir, "payloads", ".upload-*"))
+	if err != nil {
+		return // cannot be: the pattern is fine
+	}
+	for _, path := range left {
+		if err := os.Remove(path); err != nil {
+			s.log.Warn("what is left of an upload cannot be removed", "error", err)
+		}
+	}
 }

@@ -261,7 +261,7 @@ func TestAdmin(t *testing.T) {
 	if code, _ := do("", "POST", path, `{"action":"pause"}`); code != 403 {
 		t.Errorf("without a token in the options: %d", code)
 	}
-	l.opt.AdminToken = "secret"
+	l.opt.Admins.Tokens = map[string]string{"ops": "secret"}
 	for _, tc := range []struct {
 		token, body string
 		code        int

@@ -15,9 +15,6 @@ import (
 // ErrBusy is returned when another server runs on the same directory.
 var ErrBusy = errors.New("another server runs on this directory")
 
-// stateVersion is the layout of the state file. A newer one is refused, an older one is carried over on opening.
-const stateVersion = 1
-
 // store keeps the hosts and rollouts in DIR/state.db.
 //
 // A grant or an event is on the disk before its answer leaves the server, so that no host goes on with something that
@@ -33,6 +30,7 @@ type store struct {
 	// Below Server.mu:
 	dirty    map[string]bool // hosts
 	rollouts map[string]bool // channels
+	events   []Activity      // what hosts did
 	waiting  *commit         // the commit that the next waiters share
 	err      error           // of the last commit
 }
@@ -45,6 +43,9 @@ type commit struct {
 
 // lazy is how long a last-seen time may be in memory only.
 const lazy = 5 * time.Second
+
+// maxUnwritten bounds the events that wait for a disk that takes nothing.
+const maxUnwritten = 10_000
 
 func openStore(dir string) (*store, error) {
 	db, err := bolt.Open(filepath.Join(dir, "state.db"), 0o600, &bolt.Options{Timeout: 500 * time.Millisecond, FreelistType: bolt.FreelistMapType})
@@ -66,27 +67,6 @@ func openStore(dir string) (*store, error) {
 }
 
 func newCommit() *commit { return &commit{done: make(chan struct{})} }
-
-func (st *store) migrate() error {
-	return st.db.Update(func(tx *bolt.Tx) error {
-		meta, err := tx.CreateBucketIfNotExists([]byte("meta"))
-		if err != nil {
-			return err
-		}
-		if v := meta.Get([]byte("version")); v != nil {
-			var version int
-			if err := json.Unmarshal(v, &version); err != nil || version < 1 || version > stateVersion {
-				return fmt.Errorf("it has layout %q, and this program knows up to %d", v, stateVersion)
-			}
-		}
-		for _, name := range []string{"hosts", "rollouts"} {
-			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
-				return err
-			}
-		}
-		return meta.Put([]byte("version"), []byte(fmt.Sprint(stateVersion)))
-	})
-}
 
 // load reads everything back.
 func (st *store) load() (map[string]*Host, map[string]*rollout, error) {
@@ -163,6 +143,8 @@ func (s *Server) commit(sample bool) {
 	}
 	clear(st.dirty)
 	clear(st.rollouts)
+	events := st.events
+	st.events = nil
 	var past []byte
 	var gone []string
 	if sample {
@@ -174,8 +156,8 @@ func (s *Server) commit(sample bool) {
 		}
 	}
 	s.mu.Unlock()
-	if err == nil && len(hosts)+len(rollouts)+len(past)+len(gone) > 0 {
-		err = st.write(hosts, rollouts, past, gone)
+	if err == nil && len(hosts)+len(rollouts)+len(events)+len(past)+len(gone) > 0 {
+		err = st.write(hosts, rollouts, events, past, gone)
 	}
 	if err != nil {
 		s.log.Error("the state could not be written", "error", err)
@@ -186,6 +168,8 @@ func (s *Server) commit(sample bool) {
 		for name := range rollouts {
 			st.rollouts[name] = true
 		}
+		st.events = append(events, st.events...)
+		st.events = st.events[max(0, len(st.events)-maxUnwritten):]
 		s.mu.Unlock()
 	}
 	s.mu.Lock()
@@ -214,7 +198,7 @@ func (s *Server) forget(now time.Time) []string {
 	return gone
 }
 
-func (st *store) write(hosts, rollouts map[string][]byte, past []byte, gone []string) error {
+func (st *store) write(hosts, rollouts map[string][]byte, events []Activity, past []byte, gone []string) error {
 	return st.db.Update(func(tx *bolt.Tx) error {
 		if past != nil {
 			if err := tx.Bucket([]byte("meta")).Put([]byte("history"), past); err != nil {
@@ -231,6 +215,12 @@ func (st *store) write(hosts, rollouts map[string][]byte, past []byte, gone []st
 			if err := b.Delete([]byte(id)); err != nil {
 				return err
 			}
+			if err := dropEvents(tx, id); err != nil {
+				return err
+			}
+		}
+		if err := writeEvents(tx, events); err != nil {
+			return err
 		}
 		b = tx.Bucket([]byte("rollouts"))
 		for name, data := range rollouts {

@@ -212,6 +212,9 @@ func (s *Server) changed(h *Host, from State, now time.Time) {
 		a.Version = h.Version
 	}
 	s.history.note(a)
+	if s.store != nil {
+		s.store.events = append(s.store.events, a)
+	}
 }
 
 // register notes that a host was here.
