@@ -240,7 +240,9 @@ type renamed struct {
 	name string
 }
 
-func (e renamed) Error() string { return strings.ReplaceAll(e.error.Error(), fmt.Sprintf("%q", e.name), "the upload") }
+func (e renamed) Error() string {
+	return strings.ReplaceAll(e.error.Error(), fmt.Sprintf("%q", e.name), "the upload")
+}
 func (e renamed) Unwrap() error { return e.error }
 
 // backup answers GET /v1/admin/backup with a consistent copy of the state file.

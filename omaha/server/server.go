@@ -21,21 +21,21 @@ import (
 // Options configure a server. The zero value serves any application id with payload addresses on the address that the
 // client has connected to.
 type Options struct {
-	AppID      string        // the application that is served; empty for any
-	PublicURL  string        // where clients find this server, such as https://updates.example.org; never taken from a request
-	Admins     Admins        // who may change channels over HTTP; the zero value: nobody
-	MaxHosts   int           // no more hosts than this are known at once, default 500 000: ids cost nothing to invent
-	Forget     time.Duration // a host that was not seen for this long is forgotten, default 90 days
-	Refresh    time.Duration // how often the directory is looked at, default 1 s
-	ReadOnly   bool          // look at the releases only: nothing is made or written, and no host is known
+	AppID     string        // the application that is served; empty for any
+	PublicURL string        // where clients find this server, such as https://updates.example.org; never taken from a request
+	Admins    Admins        // who may change channels over HTTP; the zero value: nobody
+	MaxHosts  int           // no more hosts than this are known at once, default 500 000: ids cost nothing to invent
+	Forget    time.Duration // a host that was not seen for this long is forgotten, default 90 days
+	Refresh   time.Duration // how often the directory is looked at, default 1 s
+	ReadOnly  bool          // look at the releases only: nothing is made or written, and no host is known
 
 	// Verify looks at a payload before it is published over HTTP, such as at its signature. Without it no upload is taken.
 	Verify func(ctx context.Context, path string) error
 	// Reboots asks the cluster's semaphore who reboots and who waits, to be shown beside the hosts; nil: there is none.
 	Reboots func(ctx context.Context) ([]RebootGroup, error)
 
-	Logger     *slog.Logger  // nil logs nothing
-	Now        func() time.Time
+	Logger *slog.Logger // nil logs nothing
+	Now    func() time.Time
 }
 
 // Server is a release server on one directory. It is an [http.Handler].
