@@ -14,7 +14,7 @@ FUZZTIME  ?= 10s
 # What a bare Debian 12 machine lacks. Installed by "make deps" when root runs it; only named otherwise.
 DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace
 
-.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha simulate powercut install clean deps toolchain
+.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha simulate cluster powercut install clean deps toolchain
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +61,12 @@ bench-lock: toolchain ## the semaphore on a real etcd: 50 waiters against the id
 bench-omaha: toolchain ## the release server with 100 000 known hosts
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -run TestBenchOmaha -v ./omaha/server
 
-simulate: toolchain ## 10 000 simulated hosts under the real decision code of the semaphore
+simulate: toolchain ## 10 000 simulated hosts under the real decision code of the semaphore, and 1 000 real clients on one etcd
 	FLIPSIDE_LONG=1 FLIPSIDE_SEED=$(or $(SEED),3) $(GO) test -count=1 -timeout 30m -run Simulation -v ./lock
+	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 10m -run ThousandClients -v ./lock/etcd
+
+cluster: toolchain ## the semaphore on a real etcd of three members that are killed, stopped and cut off one by one
+	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 15m -run ClusterLoses -v ./lock/etcd
 
 powercut: toolchain ## enumerate crash states of a whole update and print the counts
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 30m -v -run 'Enumerate|Mutation|Faults|LyingDisk' ./partition/powercut

@@ -2,7 +2,6 @@ package lock
 
 import (
 	"context"
-	"fmt"
 	"slices"
 )
 
@@ -34,9 +33,8 @@ func (k *Keeper) Adopt(ctx context.Context, group string, hosts []string, max in
 		}
 		if max >= 0 && max != s.Policy.Max {
 			p := s.Policy
-			why := fmt.Sprintf("max from %d to %d, %s", p.Max, max, Adopted)
 			p.Max = max
-			return s.setPolicy(p, why)
+			return s.setPolicy(p, Adopted)
 		}
 		return nil
 	})

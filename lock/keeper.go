@@ -272,9 +272,8 @@ func (k *Keeper) SetMax(ctx context.Context, group string, max int) error {
 		if p.Max == max {
 			return nil
 		}
-		why := fmt.Sprintf("max from %d to %d", p.Max, max)
 		p.Max = max
-		return s.setPolicy(p, why)
+		return s.setPolicy(p, "")
 	})
 }
 
@@ -302,7 +301,7 @@ func (k *Keeper) Pause(ctx context.Context, group, why string) error {
 			return nil
 		}
 		p.Max, p.PausedMax = 0, p.Max
-		return s.setPolicy(p, clip(strings.TrimSuffix("paused: "+why, ": ")))
+		return s.setPolicy(p, strings.TrimSuffix("paused: "+why, ": "))
 	})
 }
 
@@ -317,7 +316,7 @@ func (k *Keeper) Unpause(ctx context.Context, group, why string) error {
 			return fmt.Errorf("%w: it is not on record what max was before; set it", ErrInvalid)
 		}
 		p.Max = p.PausedMax
-		return s.setPolicy(p, clip(strings.TrimSuffix("goes on: "+why, ": ")))
+		return s.setPolicy(p, strings.TrimSuffix("goes on: "+why, ": "))
 	})
 }
 

@@ -1,8 +1,12 @@
 package lock
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/flipside-linux/flipside/lock/keep"
@@ -83,6 +87,30 @@ func (p Policy) Check() error {
 		}
 	}
 	return nil
+}
+
+// changes says in words in which fields another policy differs, for the audit trail.
+func (p Policy) changes(to Policy) string {
+	var fields [2]map[string]json.RawMessage
+	for i, q := range []Policy{p, to} {
+		data, err := json.Marshal(q)
+		if err == nil {
+			err = json.Unmarshal(data, &fields[i])
+		}
+		if err != nil { // a policy that was checked can be written
+			return err.Error()
+		}
+	}
+	all := maps.Clone(fields[0])
+	maps.Copy(all, fields[1])
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		was, is := string(fields[0][name]), string(fields[1][name])
+		if was != is {
+			list = append(list, fmt.Sprintf("%s %s to %s", name, cmp.Or(was, "unset"), cmp.Or(is, "unset")))
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // rank is the place of a class in the queue: 0 is served first.

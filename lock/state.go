@@ -359,9 +359,16 @@ func (s *step) setPolicy(p Policy, why string) error {
 	if p.Max > 0 {
 		p.PausedMax = 0
 	}
+	what := s.Policy.changes(p)
+	if what == "" {
+		return nil // it is as it was
+	}
+	if why != "" {
+		what = why + ": " + what
+	}
 	s.Policy = p
 	s.signal = true
-	s.log("policy", "", "", "", why)
+	s.log("policy", "", "", "", clip(what))
 	return nil
 }
 

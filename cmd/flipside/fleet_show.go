@@ -147,7 +147,7 @@ func (a *app) groupScreen(group string, st lock.State, now time.Time) *sheet {
 	}
 	for _, v := range slices.Sorted(maps.Keys(st.Halts)) {
 		h := st.Halts[v]
-		s.line("%s %s: %s\n  hint: flipside fleet resume --group %s %s", s.paint(red, "HALTED "+omaha.Printable(v)), when(h.Since, now), omaha.Printable(h.Reason), group, omaha.Printable(v))
+		s.line("%s %s: %s\n  hint: flipside fleet resume --group %s %s", s.paint(red, "HALTED "+named(v)), when(h.Since, now), omaha.Printable(h.Reason), group, cmp.Or(omaha.Printable(v), "--all"))
 	}
 	for _, v := range slices.Sorted(maps.Keys(st.Failures)) {
 		if _, halted := st.Halts[v]; halted {
@@ -155,7 +155,11 @@ func (a *app) groupScreen(group string, st lock.State, now time.Time) *sheet {
 		}
 		f := st.Failures[v]
 		last := f.Hosts[len(f.Hosts)-1]
-		s.line("%s failed on %d host(s), last on %s %s: %s", s.paint(yellow, omaha.Printable(v)), len(f.Hosts), omaha.Printable(last.Host), when(last.At, now), omaha.Printable(last.Reason))
+		budget := ""
+		if b := st.Policy.FailureBudget; b > 0 {
+			budget = fmt.Sprintf(" (%d halt it)", b)
+		}
+		s.line("%s on %d host(s)%s, last on %s %s: %s", s.paint(yellow, "release "+named(v)+" failed"), len(f.Hosts), budget, omaha.Printable(last.Host), when(last.At, now), omaha.Printable(last.Reason))
 	}
 	if len(st.Holders) > 0 {
 		var rows [][]cell
@@ -204,13 +208,16 @@ func (a *app) groupScreen(group string, st lock.State, now time.Time) *sheet {
 	return s
 }
 
+// named is a version for people. FleetLock clients name none.
+func named(version string) string { return cmp.Or(omaha.Printable(version), "of unknown version") }
+
 // shown is how many rows of a long list go to a terminal.
 const shown = 30
 
 // against says why a waiter gets no turn as things are.
 func against(st lock.State, w lock.Waiter) string {
 	if h, ok := st.Halts[w.To]; ok {
-		return fmt.Sprintf("release %s is halted: %s", omaha.Printable(w.To), omaha.Printable(h.Reason))
+		return fmt.Sprintf("release %s is halted: %s", named(w.To), omaha.Printable(h.Reason))
 	}
 	if st.Policy.Max == 0 {
 		return "the group is paused"

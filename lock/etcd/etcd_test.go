@@ -245,6 +245,62 @@ func TestPasswords(t *testing.T) {
 	}
 }
 
+// A token that the client was given for its password ends after a while; neither a call nor a watch may end with it.
+func TestAuthTokenExpires(t *testing.T) {
+	t.Parallel()
+	cfg := etcdtest.Config(t.TempDir())
+	cfg.AuthTokenTTL = 1
+	e, err := etcdtest.Start(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	endpoint := "http://" + e.Clients[0].Addr().String()
+	c := client(t, endpoint)
+	ctx := t.Context()
+	for _, step := range []func() error{
+		func() error { _, err := c.UserAdd(ctx, "root", "secret"); return err },
+		func() error { _, err := c.UserGrantRole(ctx, "root", "root"); return err },
+		func() error { _, err := c.AuthEnable(ctx); return err },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	login := etcd.Config{Endpoints: []string{endpoint}, User: "root", Password: "secret"}
+	idle, waiter := open(t, login), open(t, login)
+	if st, err := idle.Request(ctx, lock.Claim{Group: "g", Host: "a"}); err != nil || !st.Granted {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	if st, err := waiter.Request(ctx, lock.Claim{Group: "g", Host: "b"}); err != nil || st.Position != 1 {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	woken := make(chan error, 1)
+	go func() { woken <- waiter.Wait(ctx, lock.Claim{Group: "g", Host: "b"}) }()
+	select {
+	case err := <-woken: // it may be woken when the token ends, but not with an error that lasts
+		if err != nil && !errors.Is(err, lock.ErrUnavailable) {
+			t.Errorf("Wait = %v", err)
+		}
+		woken <- nil
+	case <-time.After(3 * time.Second): // the time that the test is about
+	}
+	if err := idle.Release(ctx, "g", "a", lock.Verdict{Outcome: lock.Healthy}); err != nil {
+		t.Errorf("a call after the token has ended: %v", err)
+	}
+	select {
+	case err := <-woken:
+		if err != nil {
+			t.Errorf("Wait = %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the waiter was not woken after its token had ended")
+	}
+	if st, err := waiter.Request(ctx, lock.Claim{Group: "g", Host: "b"}); err != nil || !st.Granted {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	pem := filepath.Join(t.TempDir(), "ca.pem")

@@ -93,6 +93,13 @@ func history(e env) {
 	if want := []string{"granted", "rebooting", "failed", "halt", "resume"}; !slices.Equal(what, want) {
 		e.Errorf("history %v, want %v", what, want)
 	}
+	e.policy(func(p *lock.Policy) { p.Max, p.ZoneMax = 3, 1 })
+	e.policy(func(*lock.Policy) {}) // changes nothing, and is not in the history
+	again, err := e.k.History(e.ctx, e.group)
+	e.must(err)
+	if last := again[len(again)-1]; len(again) != len(entries)+1 || last.What != "policy" || last.Why != "test: max 1 to 3, zone_max unset to 1" {
+		e.Errorf("the last entry of %d is %+v", len(again), last)
+	}
 	if en := entries[2]; en.Host != "a" || en.By != "a" || en.Version != "2.0.0" || en.Why != "because" || !en.Time.Equal(e.clock.Now()) {
 		e.Errorf("entry %+v", en)
 	}
