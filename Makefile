@@ -12,7 +12,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME  ?= 10s
 
 # What a bare Debian 12 machine lacks. Installed by "make deps" when root runs it; only named otherwise.
-DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace
+DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm
 
 .PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha simulate cluster powercut install clean deps toolchain
 

@@ -34,6 +34,7 @@ type Config struct {
 	Lock   Lock   `toml:"lock"`
 	Health Health `toml:"health"`
 	Host   Host   `toml:"host"`
+	Trust  Trust  `toml:"trust"`
 	Paths  Paths  `toml:"paths"`
 }
 
@@ -165,6 +166,18 @@ type Host struct {
 	Alias     string `toml:"alias"` // a name for people
 }
 
+// Trust says how much a host believes, and how it proves who it is.
+type Trust struct {
+	Floor       string `toml:"floor"`       // where the lowest acceptable release is remembered: "auto" (the TPM once it is provisioned, and the file), "tpm", "file"
+	TPM         string `toml:"tpm"`         // device of the TPM, or the socket of an emulator
+	Product     string `toml:"product"`     // only payloads that are signed as being for this product; "": any
+	Signatures  int    `toml:"signatures"`  // by different keys, that a payload needs
+	Development bool   `toml:"development"` // development keys count
+	Unlock      string `toml:"unlock"`      // program that lets the next boot's secrets open, and says if they will not: then the slot is not armed; "": none
+	Proof       string `toml:"proof"`       // URL of the release server (…/v1/proof) that gets a TPM quote after every boot that is good; "": none
+	PCRPolicy   string `toml:"pcr_policy"`  // URL that a payload's PCR policy is posted to before the slot is armed; "": none
+}
+
 // Paths says where things are kept.
 type Paths struct {
 	State string `toml:"state"` // directory that both slots share
@@ -244,6 +257,7 @@ func Default() Config {
 		Lock:   Lock{Group: "default", Timeout: Duration(10 * time.Second)},
 		Health: Health{Dir: "/etc/flipside/health.d", Timeout: Duration(time.Minute), Soak: Duration(30 * time.Second)},
 		Host:   Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id"},
+		Trust:  Trust{Floor: "auto", TPM: "/dev/tpmrm0", Signatures: 1},
 		Paths:  Paths{State: "/var/lib/flipside", Run: "/run/flipside"},
 	}
 }
@@ -318,6 +332,19 @@ func (c *Config) check() (errs []error) {
 	}
 	if (c.Lock.Cert == "") != (c.Lock.Key == "") {
 		add("lock.cert and lock.key belong together")
+	}
+	switch c.Trust.Floor {
+	case "auto", "tpm", "file":
+	default:
+		add("trust.floor %q is not one of auto, tpm, file", c.Trust.Floor)
+	}
+	if c.Trust.Signatures < 1 || c.Trust.Signatures > 16 {
+		add("trust.signatures is %d, want 1 to 16", c.Trust.Signatures)
+	}
+	for _, u := range [...]struct{ key, url string }{{"trust.proof", c.Trust.Proof}, {"trust.pcr_policy", c.Trust.PCRPolicy}} {
+		if p, err := url.Parse(u.url); u.url != "" && (err != nil || p.Host == "" || p.Scheme != "http" && p.Scheme != "https") {
+			add("%s %q is not an http or https URL", u.key, u.url)
+		}
 	}
 	if c.Paths.State == "" || c.Paths.Run == "" {
 		add("paths.state and paths.run must be set")

@@ -151,6 +151,7 @@ COLOUR=red
 		{"lock.endpoints", `["https://a:2379", "https://b:2379"]`, "etc/flatcar/update.conf:7 (LOCKSMITHD_ENDPOINT)"},
 		{"lock.group", `"workers"`, "etc/flatcar/update.conf:8 (LOCKSMITHD_GROUP)"},
 		{"lock.ca", `"/ca.pem"`, "etc/flatcar/update.conf:9 (LOCKSMITHD_ETCD_CAFILE)"},
+		{"trust.pcr_policy", `"https://pcr.example"`, "etc/flatcar/update.conf:12 (PCR_POLICY_SERVER)"},
 		{"host.alias", `"node-7"`, "etc/flatcar/update.conf:11 (MACHINE_ALIAS)"},
 	} {
 		for _, s := range l.Settings() {
@@ -172,7 +173,7 @@ COLOUR=red
 			t.Errorf("%s is not used because %q", u.Key, u.Why)
 		}
 	}
-	if want := []string{"COLOUR", "FLATCAR_RELEASE_VERSION", "LOCKSMITHD_ETCD_PASSWORD", "PCR_POLICY_SERVER"}; !slices.Equal(unused, want) {
+	if want := []string{"COLOUR", "FLATCAR_RELEASE_VERSION", "LOCKSMITHD_ETCD_PASSWORD"}; !slices.Equal(unused, want) {
 		t.Errorf("not used: %q, want %q", unused, want)
 	}
 }

@@ -47,7 +47,7 @@ var olderSettings = []older{
 	{"LOCKSMITHD_ETCD_KEYFILE", "lock.key", ""},
 	{"LOCKSMITHD_ETCD_USERNAME", "lock.user", ""},
 	{"LOCKSMITHD_ETCD_PASSWORD", "", "put it into a file that only root can read and name that in lock.password_file"},
-	{"PCR_POLICY_SERVER", "", "Flipside sends no PCR policies anywhere"},
+	{"PCR_POLICY_SERVER", "trust.pcr_policy", ""},
 	{"DOWNLOAD_USER", "", "payloads are fetched without a password; they are signed"},
 	{"DOWNLOAD_PASSWORD", "", "payloads are fetched without a password; they are signed"},
 	{"FLATCAR_RELEASE_VERSION", "", "the running version is VERSION_ID in host.os_release"},
@@ -140,6 +140,7 @@ func (l *Loaded) takeOver(vars map[string]olderValue) {
 		delete(l.Origins, "lock.endpoints")
 		l.Unused = append(l.Unused, Unused{"LOCKSMITHD_ENDPOINT", vars["LOCKSMITHD_ENDPOINT"].at, "REBOOT_STRATEGY does not ask for the lock"})
 	}
+	set(&l.Trust.PCRPolicy, "trust.pcr_policy", "PCR_POLICY_SERVER")
 	set(&l.Lock.Group, "lock.group", "LOCKSMITHD_GROUP")
 	set(&l.Lock.CA, "lock.ca", "LOCKSMITHD_ETCD_CAFILE")
 	set(&l.Lock.Cert, "lock.cert", "LOCKSMITHD_ETCD_CERTFILE")

@@ -78,16 +78,9 @@ func (in *installer) postInstall(c contents, version string, meter *meter) func(
 		meter.step("running the post-install program of")
 		var args []string
 		for _, part := range []struct{ name, key string }{{kernelPart, "KERNEL"}, {policyPart, "PCR_POLICY"}} {
-			f, ok := c.files[part.name]
-			if !ok {
-				continue
+			if path, ok := c.paths(s.Label)[part.name]; ok {
+				args = append(args, part.key+"="+path)
 			}
-			name, err := f.FileName(s.Label)
-			if err != nil {
-				return err
-			}
-			dir, _ := f.Dir.(atomicfile.OS)
-			args = append(args, part.key+"="+filepath.Join(string(dir), name))
 		}
 		err := postinstall.Program{
 			Disk: in.path, Slot: s, Path: c.post, Args: args, Version: version, Missing: !c.must,
@@ -100,4 +93,16 @@ func (in *installer) postInstall(c contents, version string, meter *meter) func(
 		}
 		return err
 	}
+}
+
+// paths is where the files of a slot are, by the name of the part.
+func (c contents) paths(label string) map[string]string {
+	paths := map[string]string{}
+	for part, f := range c.files {
+		dir, _ := f.Dir.(atomicfile.OS)
+		if name, err := f.FileName(label); err == nil { // or install.Begin would have refused it
+			paths[part] = filepath.Join(string(dir), name)
+		}
+	}
+	return paths
 }

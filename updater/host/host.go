@@ -83,9 +83,16 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 	if err != nil {
 		return nil, nil, err
 	}
-	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version}
+	guard, err := newGuard(c, log)
+	if err != nil {
+		return nil, nil, errors.Join(err, closer())
+	}
+	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version, guard: guard}
 	if err := in.locate(os.DirFS("/")); err != nil {
 		return nil, nil, errors.Join(err, closer())
+	}
+	if facts, err := in.Facts(context.Background()); err == nil && facts.Slots[facts.Running].Successful {
+		guard.raise(facts.Running, version) // what power or a missing TPM kept from being done after the last confirmation
 	}
 	e := &updater.Engine{
 		Core: &updater.Core{

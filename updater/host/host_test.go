@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -51,6 +52,7 @@ type rig struct {
 	server    *releases.Server
 	http      *httptest.Server
 	conf      string // further lines of configuration
+	keysConf  string // where keys are pinned; "": release.pem
 	slotsConf string // and of its slots
 	images    map[string][]byte
 	wrap      func(http.Handler) http.Handler
@@ -214,7 +216,7 @@ boot_id = %q
 [paths]
 state = %q
 run = %q
-`, r.http.URL+"/v1/update/", r.dir+"/release.pem", r.disk, running, r.slotsConf, r.dir+"/os-release", r.dir+"/machine-id", r.dir+"/boot_id", r.dir+"/state", r.dir+"/run")
+`, r.http.URL+"/v1/update/", cmp.Or(r.keysConf, r.dir+"/release.pem"), r.disk, running, r.slotsConf, r.dir+"/os-release", r.dir+"/machine-id", r.dir+"/boot_id", r.dir+"/state", r.dir+"/run")
 	r.lastConfig = text + r.conf
 	c, err := config.Parse("test.toml", []byte(r.lastConfig))
 	if err != nil {
@@ -571,7 +573,11 @@ func TestHostTakesTheNextMirror(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := &installer{conf: r.config(slot), http: h, log: slog.New(slog.DiscardHandler)}
+	g, err := newGuard(r.config(slot), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &installer{conf: r.config(slot), http: h, log: slog.New(slog.DiscardHandler), guard: g}
 	if err := in.locate(os.DirFS("/")); err != nil {
 		t.Fatal(err)
 	}

@@ -35,11 +35,13 @@ type installer struct {
 	running string // label of the running slot
 	bootID  string
 	version string
+	guard   *guard
 
 	mu      sync.Mutex
 	disk    *partition.Disk // stays open while a proof for it is kept
 	ready   install.Ready
 	proofOf [32]byte // payload that the proof is of
+	number  int64    // its max_timestamp
 }
 
 // open opens the disk. The caller closes it.
@@ -193,7 +195,7 @@ func mismatch(err error) bool {
 // transient reports whether the same payload may be tried again: what the network or this machine did may be different the next time; what a payload
 // is will not.
 func transient(ctx context.Context, err error) bool {
-	for _, e := range []error{payload.ErrSource, payload.ErrTarget, errDisk, payload.ErrNoKey, postinstall.ErrTemporary} {
+	for _, e := range []error{payload.ErrSource, payload.ErrTarget, errDisk, payload.ErrNoKey, postinstall.ErrTemporary, errGuard} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -210,13 +212,14 @@ func badContent(err error) bool {
 var errDisk = errors.New("the slot cannot be used")
 
 func (in *installer) apply(ctx context.Context, u updater.Update, src payload.Source, checkpoint func(json.RawMessage), progress func(updater.Progress)) (err error) {
-	keys, err := payload.LoadKeys(in.conf.Update.Keys...)
+	offer := u.Offer
+	believed, err := in.guard.options()
 	if err != nil {
 		return err
 	}
-	offer := u.Offer
+	believed.MetadataSignature = offer.MetadataSignature
 	// Everything that can be known to be wrong is found before the slot is touched: until then it stays a slot to go back to.
-	p, err := payload.Open(ctx, src, payload.Options{Keys: keys, MetadataSignature: offer.MetadataSignature})
+	p, err := payload.Open(ctx, src, believed)
 	if err != nil {
 		return err
 	}
@@ -300,9 +303,13 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 	if err != nil {
 		return err
 	}
+	meter.step("preparing the secrets of")
+	if err := in.guard.prepare(ctx, slot.Label, offer.Version, c.paths(slot.Label)); err != nil {
+		return err
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.disk, in.ready, in.proofOf = d, ready, offer.SHA256
+	in.disk, in.ready, in.proofOf, in.number = d, ready, offer.SHA256, p.MaxTimestamp
 	keep = true
 	return nil
 }
@@ -324,10 +331,14 @@ func (in *installer) Arm(_ context.Context, u updater.Update) error {
 	if in.disk == nil || in.proofOf != u.Offer.SHA256 {
 		return fmt.Errorf("release %s was not verified by this process", u.Offer.Version)
 	}
+	if err := in.guard.propose(u, in.number); err != nil {
+		return err
+	}
 	return in.ready.Arm(int(in.conf.Slots.Tries))
 }
 
-func (in *installer) Disarm(_ context.Context, slot string) error {
+func (in *installer) Disarm(ctx context.Context, slot string) error {
+	in.guard.disarmed(ctx, slot)
 	d, err := in.open(false)
 	if err != nil {
 		return err
@@ -336,7 +347,7 @@ func (in *installer) Disarm(_ context.Context, slot string) error {
 	return d.MarkBad(slot)
 }
 
-func (in *installer) Confirm(context.Context) error {
+func (in *installer) Confirm(ctx context.Context) error {
 	d, err := in.open(false)
 	if err != nil {
 		return err
@@ -346,7 +357,11 @@ func (in *installer) Confirm(context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.MarkSuccessful(run)
+	if err := d.MarkSuccessful(run); err != nil {
+		return err
+	}
+	in.guard.confirmed(ctx, run.Slot().Label, in.version)
+	return nil
 }
 
 // meter turns progress into rates, and passes on no more than anyone can read.

@@ -1,0 +1,308 @@
+package host
+
+import (
+	"bytes"
+	"crypto"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/flipside-linux/flipside/payload/build"
+	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/trust"
+	"github.com/flipside-linux/flipside/updater/trust/trusttest"
+)
+
+// numbered makes a payload with a number and a product.
+func (r *rig) numbered(version string, number int64, product string, keys ...crypto.Signer) []byte {
+	r.t.Helper()
+	img := r.image(version)
+	var b bytes.Buffer
+	_, err := build.Full(r.t.Context(), &b, build.Spec{
+		Images: []build.Image{{Name: "usr", Data: bytes.NewReader(img), Size: int64(len(img))}}, Keys: keys, MaxTimestamp: number, Product: product, TempDir: r.dir,
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// update takes one release from the offer to the confirmed boot.
+func (r *rig) update(version string, data []byte) {
+	r.t.Helper()
+	r.publish(version, data)
+	slot, _ := r.boot()
+	if _, rebooted := r.run(slot, func(st updater.Status) bool { return settled(st) && st.LastError != "" }); !rebooted {
+		r.t.Fatalf("release %s was not taken", version)
+	}
+	slot, booted := r.boot()
+	if booted != version {
+		r.t.Fatalf("booted %s, want %s", booted, version)
+	}
+	if st, _ := r.run(slot, settled); st.LastUpdate == nil || !st.LastUpdate.Good {
+		r.t.Fatalf("release %s is not confirmed: %+v", version, st.LastUpdate)
+	}
+}
+
+// refused offers a release and wants it refused before the first write, for a reason that names these.
+func (r *rig) refused(version string, data []byte, words ...string) {
+	r.t.Helper()
+	before, err := os.ReadFile(r.disk)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.publish(version, data)
+	slot, _ := r.boot()
+	st, rebooted := r.run(slot, func(st updater.Status) bool { return strings.Contains(st.LastError, version) && !st.Asking })
+	if rebooted {
+		r.t.Fatalf("release %s was taken", version)
+	}
+	for _, w := range words {
+		if !strings.Contains(st.LastError, w) {
+			r.t.Errorf("refused because %q, want something with %q", st.LastError, w)
+		}
+	}
+	after, err := os.ReadFile(r.disk)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if !bytes.Equal(before, after) {
+		r.t.Error("the disk was written before the payload was refused")
+	}
+}
+
+const day = 24 * 60 * 60
+
+// An old release, rightly signed, offered under a new version by whoever has the server, a mirror or the network.
+func TestReplayIsRefused(t *testing.T) {
+	r := newRig(t)
+	old := r.numbered("1.9.0", 10*day, "", r.key)
+	r.update("2.0.0", r.numbered("2.0.0", 20*day, "", r.key))
+	r.refused("3.0.0", old, "its timestamp is 864000, the floor 1728000")
+	r.refused("3.0.1", r.payload("3.0.1", r.image("3.0.1"), r.key), "its timestamp is 0, the floor 1728000") // without a number
+	r.update("4.0.0", r.numbered("4.0.0", 20*day, "", r.key))                                                // as new is not older
+}
+
+// A release that never proves itself does not raise the floor: the way back stays open.
+func TestFloorRisesOnlyAfterAGoodBoot(t *testing.T) {
+	r := newRig(t)
+	level := func() int64 {
+		f, err := Floor(r.config("USR-A"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := f.Level()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.Number
+	}
+	r.publish("2.0.0", r.numbered("2.0.0", 20*day, "", r.key))
+	slot, _ := r.boot()
+	if _, rebooted := r.run(slot, func(updater.Status) bool { return false }); !rebooted {
+		t.Fatal("no reboot")
+	}
+	if n := level(); n != 0 {
+		t.Errorf("armed, and the floor is %d", n)
+	}
+	r.boot() // spends the only try, and never comes up
+	slot, version := r.boot()
+	if version != "1.0.0" {
+		t.Fatalf("booted %s", version)
+	}
+	r.run(slot, settled)
+	if n := level(); n != 0 {
+		t.Errorf("it never came up, and the floor is %d", n)
+	}
+	r.update("1.5.0", r.numbered("1.5.0", 15*day, "", r.key))
+	if n := level(); n != 15*day {
+		t.Errorf("confirmed, and the floor is %d", n)
+	}
+}
+
+// With a TPM neither deleting the floor's file nor restoring the whole disk from a backup brings an old release in.
+func TestDiskOfYesterdayWithATPM(t *testing.T) {
+	e := trusttest.Start(t)
+	r := newRig(t)
+	r.conf = "[trust]\nfloor = \"tpm\"\ntpm = \"" + e.Socket + "\"\n"
+	r.refused("1.1.0", r.numbered("1.1.0", 11*day, "", r.key), "not provisioned")
+	slot, _ := r.boot()
+	f, err := Floor(r.config(slot))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Provision(nil); err != nil {
+		t.Fatal(err)
+	}
+	backup := map[string][]byte{}
+	for _, name := range []string{"disk.img", "state/trust.json", "state/state.json"} {
+		if backup[name], err = os.ReadFile(filepath.Join(r.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := r.numbered("1.9.0", 10*day, "", r.key)
+	r.update("2.0.0", r.numbered("2.0.0", 20*day, "", r.key))
+
+	if err := os.Remove(filepath.Join(r.dir, "state/trust.json")); err != nil {
+		t.Fatal(err)
+	}
+	r.refused("3.0.0", old, "its timestamp is 864000, the floor 1728000")
+
+	for name, data := range backup {
+		if err := os.WriteFile(filepath.Join(r.dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, version := r.boot(); version != "1.0.0" {
+		t.Fatalf("the backup boots %s", version)
+	}
+	r.refused("3.0.1", old, "its timestamp is 864000, the floor 1728000")
+
+	e.Kill()
+	r.refused("3.0.2", r.numbered("3.0.2", 30*day, "", r.key), "cannot be asked")
+	e.Replace()
+	r.refused("3.0.3", r.numbered("3.0.3", 30*day, "", r.key), "not provisioned")
+}
+
+// The TPM has no power at the moment of confirmation: the release is good all the same, and the TPM hears of it at the next start.
+func TestTPMHearsLater(t *testing.T) {
+	e := trusttest.Start(t)
+	r := newRig(t)
+	r.conf = "[trust]\ntpm = \"" + e.Socket + "\"\n"
+	slot, _ := r.boot()
+	f, err := Floor(r.config(slot))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(r.dir, "state"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Provision(nil); err != nil {
+		t.Fatal(err)
+	}
+	r.publish("2.0.0", r.numbered("2.0.0", 20*day, "", r.key))
+	if _, rebooted := r.run(slot, func(updater.Status) bool { return false }); !rebooted {
+		t.Fatal("no reboot")
+	}
+	e.Kill()
+	slot, _ = r.boot()
+	if st, _ := r.run(slot, settled); st.LastUpdate == nil || !st.LastUpdate.Good {
+		t.Fatalf("not confirmed: %+v", st.LastUpdate)
+	}
+	e.Power()
+	slot, _ = r.boot()
+	r.run(slot, settled)
+	tpm, err := trust.OpenTPM(e.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tpm.Close()
+	if n, err := tpm.Floor(); err != nil || n != 20*day {
+		t.Errorf("the TPM's floor is %d, %v", n, err)
+	}
+}
+
+// The same key signs two products; the server sends one host the other's.
+func TestOtherProductIsRefused(t *testing.T) {
+	r := newRig(t)
+	r.conf = "[trust]\nproduct = \"edge\"\n"
+	r.refused("2.0.0", r.numbered("2.0.0", 20*day, "core", r.key), "another product", `"core"`, `"edge"`)
+	r.refused("2.0.1", r.numbered("2.0.1", 20*day, "", r.key), "another product")
+	r.update("2.0.2", r.numbered("2.0.2", 20*day, "edge", r.key))
+}
+
+// Keys: one that was swapped, one that was revoked, one of two, and the way from an old one to a new one.
+func TestKeysOnTheHost(t *testing.T) {
+	pinned := func(r *rig) string { return filepath.Join(r.dir, "keys.d") }
+	setup := func(t *testing.T) (*rig, crypto.Signer, crypto.Signer) {
+		r := newRig(t)
+		if err := os.Mkdir(pinned(r), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		a, b := r.newKey("a"), r.newKey("b")
+		r.keysConf = pinned(r)
+		return r, a, b
+	}
+	pin := func(r *rig, name string) {
+		data, err := os.ReadFile(filepath.Join(r.dir, name+".pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.write("keys.d/"+name+".pem", string(data))
+	}
+	t.Run("swapped", func(t *testing.T) {
+		r, a, _ := setup(t)
+		pin(r, "b")
+		r.refused("2.0.0", r.numbered("2.0.0", day, "", a), "no signature is by a pinned key")
+	})
+	t.Run("revoked", func(t *testing.T) {
+		r, a, b := setup(t)
+		pin(r, "a")
+		pin(r, "b")
+		print, err := trust.Fingerprint(a.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.write("keys.d/stolen.toml", "revoke = [\""+print+"\"]\n")
+		r.refused("2.0.0", r.numbered("2.0.0", day, "", a), "no signature is by a pinned key")
+		r.update("2.0.1", r.numbered("2.0.1", day, "", b))
+	})
+	t.Run("two of two", func(t *testing.T) {
+		r, a, b := setup(t)
+		pin(r, "a")
+		pin(r, "b")
+		r.conf = "[trust]\nsignatures = 2\n"
+		r.refused("2.0.0", r.numbered("2.0.0", day, "", a), "1 of 2 pinned keys have signed, and 2 must")
+		r.update("2.0.1", r.numbered("2.0.1", day, "", b, a))
+	})
+	t.Run("rotation", func(t *testing.T) {
+		r, a, b := setup(t)
+		pin(r, "a")
+		r.refused("2.0.0", r.numbered("2.0.0", day, "", b), "no signature is by a pinned key")
+		r.update("2.0.1", r.numbered("2.0.1", 2*day, "", a, b))
+		pin(r, "b") // what the release of both brings in its /usr
+		if err := os.Remove(filepath.Join(pinned(r), "a.pem")); err != nil {
+			t.Fatal(err)
+		}
+		r.update("2.0.2", r.numbered("2.0.2", 3*day, "", b))
+		r.refused("2.0.3", r.numbered("2.0.3", 4*day, "", a), "no signature is by a pinned key")
+	})
+}
+
+// A slot whose boot would find its secrets shut is not armed, and the program hears what becomes of the slot.
+func TestSecretsOfTheNextBoot(t *testing.T) {
+	r := newRig(t)
+	log := filepath.Join(r.dir, "asked")
+	script := func(body string) {
+		path := filepath.Join(r.dir, "unlock")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\necho \"$@ $VERSION\" >> "+log+"\n"+body), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		r.conf = "[trust]\nunlock = \"" + path + "\"\n"
+	}
+	script("[ $1 != arm ] || { echo PCR 11 is not predictable; exit 1; }\n")
+	r.publish("2.0.0", r.numbered("2.0.0", 20*day, "", r.key))
+	slot, _ := r.boot()
+	st, rebooted := r.run(slot, func(st updater.Status) bool { return settled(st) && st.LastError != "" })
+	if rebooted || !strings.Contains(st.LastError, "PCR 11 is not predictable") {
+		t.Fatalf("rebooted: %v, %q", rebooted, st.LastError)
+	}
+	if s := r.slot("USR-B"); s.Bootable() {
+		t.Errorf("%+v", s)
+	}
+	if _, ok := st.Quarantine["2.0.0"]; !ok {
+		t.Error("the release is not quarantined")
+	}
+	script("exit 0\n")
+	r.update("2.0.1", r.numbered("2.0.1", 20*day, "", r.key))
+	got, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"arm USR-B 2.0.0\n", "arm USR-B 2.0.1\nconfirm USR-B 2.0.1\n"} {
+		if !strings.Contains(string(got), want) {
+			t.Errorf("the program heard %q, want %q", got, want)
+		}
+	}
+}

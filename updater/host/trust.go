@@ -1,0 +1,194 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/flipside-linux/flipside/omaha"
+	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/trust"
+)
+
+// guard decides what is believed: it is asked before the first write, before a slot is armed, and told of a good boot.
+type guard struct {
+	conf  config.Config
+	floor *trust.Floor
+	log   *slog.Logger
+	http  *http.Client
+
+	owed [2]string // slot and version that the TPM has not been told of
+}
+
+// What the guard may stop an update for.
+var (
+	errGuard   = errors.New("nothing can be believed now")             // and later it may be
+	errSecrets = errors.New("the next boot's secrets would stay shut") // and trying again does not help
+)
+
+func newGuard(c config.Config, log *slog.Logger) (*guard, error) {
+	f, err := Floor(c)
+	if err != nil {
+		return nil, err
+	}
+	return &guard{conf: c, floor: f, log: log, http: &http.Client{Timeout: time.Minute}}, nil
+}
+
+// Floor is the floor of releases of the host that c configures.
+func Floor(c config.Config) (*trust.Floor, error) {
+	f := &trust.Floor{Path: filepath.Join(c.Paths.State, "trust.json"), Mode: trust.Mode(c.Trust.Floor), Device: c.Trust.TPM}
+	data, err := os.ReadFile(c.Host.OSRelease)
+	if err == nil {
+		f.Release, err = trust.ReleaseNumber(data)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the running release's number in %s: %w", c.Host.OSRelease, err)
+	}
+	return f, nil
+}
+
+// Keys reads the pinned keys of the host that c configures. An error comes with the keys that were read, for showing why none of them counts.
+func Keys(c config.Config, floor int64) (*trust.Keys, error) {
+	return trust.LoadKeys(c.Update.Keys, trust.KeyPolicy{Signatures: c.Trust.Signatures, Development: c.Trust.Development, Floor: floor})
+}
+
+// options says which payloads are believed.
+func (g *guard) options() (payload.Options, error) {
+	if g.owed != [2]string{} {
+		g.raise(g.owed[0], g.owed[1])
+	}
+	level, err := g.floor.Level()
+	if err != nil {
+		return payload.Options{}, fmt.Errorf("%w: %w", errGuard, err)
+	}
+	if level.Warning != "" {
+		g.log.Warn("the floor of releases is lower than it may have been", "warning", level.Warning, "floor", level.Number)
+	}
+	keys, err := Keys(g.conf, level.Number)
+	if err != nil {
+		return payload.Options{}, err
+	}
+	for _, w := range keys.Warnings(time.Now()) {
+		g.log.Warn(w)
+	}
+	return payload.Options{Keys: keys.Ring(), MinTimestamp: level.Number, Product: g.conf.Trust.Product}, nil
+}
+
+// prepare is called when a slot is verified and not yet armed. It hands the release's PCR policy on, and asks whether the secrets of the next boot will open.
+func (g *guard) prepare(ctx context.Context, slot, version string, files map[string]string) error {
+	if path, ok := files[policyPart]; ok && g.conf.Trust.PCRPolicy != "" {
+		if err := g.post(ctx, path); err != nil {
+			return fmt.Errorf("%w: handing on the PCR policy of release %s: %w", errGuard, version, err)
+		}
+	}
+	return g.secrets(ctx, "arm", slot, "VERSION="+version, "KERNEL="+files[kernelPart], "PCR_POLICY="+files[policyPart])
+}
+
+// post sends a PCR policy as the older update engine did: the file as application/octet-stream, before the slot is armed.
+func (g *guard) post(ctx context.Context, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, g.conf.Trust.PCRPolicy, f)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/octet-stream")
+	resp, err := g.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("%s answers with status %d", g.conf.Trust.PCRPolicy, resp.StatusCode)
+	}
+	return nil
+}
+
+// secrets runs the host's program for secrets that are bound to a boot, if there is one: "arm SLOT" before a slot is armed, "confirm SLOT" when it has booted
+// well, "disarm SLOT" when it will not boot any more. Status 75 (EX_TEMPFAIL) means not now.
+func (g *guard) secrets(ctx context.Context, action, slot string, env ...string) error {
+	if g.conf.Trust.Unlock == "" {
+		return nil
+	}
+	limit := time.Duration(g.conf.Slots.PostInstallTimeout)
+	timed, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	cmd := exec.CommandContext(timed, g.conf.Trust.Unlock, action, slot)
+	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "SLOT=" + slot, "TPM=" + g.conf.Trust.TPM}, env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	var out head
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	why := fmt.Sprintf("%s %s %s: %v", g.conf.Trust.Unlock, action, slot, err)
+	if line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n"); line != "" {
+		why += ": " + omaha.Printable(line)
+	}
+	var exit *exec.ExitError
+	switch {
+	case timed.Err() != nil && ctx.Err() == nil:
+		return fmt.Errorf("%w: %s: it took longer than %s", errGuard, why, limit)
+	case ctx.Err() != nil, !errors.As(err, &exit), exit.ExitCode() == 75:
+		return fmt.Errorf("%w: %s", errGuard, why)
+	}
+	return fmt.Errorf("%w: %s", errSecrets, why)
+}
+
+// head keeps the beginning of what is written to it.
+type head []byte
+
+func (h *head) Write(p []byte) (int, error) {
+	*h = append(*h, p[:min(len(p), 4096-len(*h))]...)
+	return len(p), nil
+}
+
+// propose remembers the number of the release that is armed now.
+func (g *guard) propose(u updater.Update, number int64) error {
+	return g.floor.Propose(trust.Pending{Number: number, Slot: u.ToSlot, Version: u.Offer.Version})
+}
+
+// confirmed is called when a slot has booted and was found healthy, and its bits say so. That the floor cannot be raised now does not make the boot
+// bad: it is tried again before the next payload and at the next start.
+func (g *guard) confirmed(ctx context.Context, slot, version string) {
+	if err := g.secrets(ctx, "confirm", slot, "VERSION="+version); err != nil {
+		g.log.Error("the secrets of the old slot stay as they are", "error", err)
+	}
+	g.raise(slot, version)
+}
+
+func (g *guard) raise(slot, version string) {
+	rose, err := g.floor.Confirm(slot, version)
+	g.owed = [2]string{}
+	if err != nil {
+		g.owed = [2]string{slot, version}
+		g.log.Error("the floor of releases could not be raised; it is tried again", "error", err)
+	}
+	if rose {
+		g.log.Info("older releases are not accepted any more", "version", version)
+	}
+}
+
+func (g *guard) disarmed(ctx context.Context, slot string) {
+	if err := g.secrets(ctx, "disarm", slot); err != nil {
+		g.log.Error("the secrets of a slot that does not boot any more stay as they are", "slot", slot, "error", err)
+	}
+}
