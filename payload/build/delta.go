@@ -1,0 +1,659 @@
+package build
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"slices"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/payload/bsdiff"
+	"github.com/flipside-linux/flipside/payload/metadata"
+)
+
+// Operations of deltas, as their numbers in the manifest.
+const (
+	kindMove         payload.Kind = 2 // major 1, in place
+	kindBsdiff       payload.Kind = 3
+	kindSourceCopy   payload.Kind = 4
+	kindSourceBsdiff payload.Kind = 5
+	kindBrotliBsdiff payload.Kind = 10
+)
+
+// Bounds of a delta's operations, in blocks. What an operation reads is at most four times what it writes, so that applying one
+// takes little memory.
+const (
+	maxUnit   = 512  // that an operation writes
+	maxWindow = 1024 // that it reads
+	absorb    = 16   // copied blocks between changed ones that become part of the patch: they cost less in it than as extents
+)
+
+// run is a run of blocks of the new image: changed ones, or ones that are the same as some of the old image.
+type run struct {
+	start, n int
+	src      int // first block in the old image; fresh: they are nowhere in it
+}
+
+const fresh = -1
+
+// plan says where each block of the new image comes from.
+type plan struct {
+	old, new Image
+	zeros    []run
+	copies   []run
+	changed  []run
+	oldSum   [32]byte
+	newSum   [32]byte
+	origin   []int32 // for each new block: the old one, or zero, or fresh
+	oldZero  []bool
+}
+
+const zero = -2
+
+// planDelta reads both images once and finds every block of the new one that is anywhere in the old one. It keeps 16 bytes for each old
+// block and 4 for each new one.
+func planDelta(ctx context.Context, old, new Image, progress func(int64)) (*plan, error) {
+	p := &plan{old: old, new: new, origin: make([]int32, new.Size/blockSize), oldZero: make([]bool, old.Size/blockSize)}
+	seed := maphash.MakeSeed() // a place found by it is compared byte by byte, so nothing depends on the seed
+	type place struct {
+		hash  uint64
+		block int32
+	}
+	places := make([]place, 0, len(p.oldZero))
+	var err error
+	p.oldSum, err = eachBlock(ctx, old, func(i int, b []byte) error {
+		if allZero(b) {
+			p.oldZero[i] = true
+		} else {
+			places = append(places, place{maphash.Bytes(seed, b), int32(i)})
+		}
+		return nil
+	}, progress)
+	if err != nil {
+		return nil, fmt.Errorf("reading the old image: %w", err)
+	}
+	slices.SortFunc(places, func(a, b place) int { return cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(a.block, b.block)) })
+	buf := make([]byte, blockSize)
+	same := func(block int, b []byte) (bool, error) {
+		if err := readBlocks(old, block, buf); err != nil {
+			return false, err
+		}
+		return bytes.Equal(buf, b), nil
+	}
+	before := fresh // origin of the block before
+	p.newSum, err = eachBlock(ctx, new, func(i int, b []byte) error {
+		if allZero(b) {
+			p.origin[i], before = zero, fresh
+			return nil
+		}
+		h := maphash.Bytes(seed, b)
+		at, _ := slices.BinarySearchFunc(places, h, func(p place, h uint64) int { return cmp.Compare(p.hash, h) })
+		end := at
+		for end < len(places) && places[end].hash == h {
+			end++
+		}
+		found := fresh
+		// Going on where the block before came from makes one extent of two; the same place is the next best.
+		for _, want := range []int{before + 1, i} {
+			if before == fresh && want != i || found != fresh {
+				continue
+			}
+			if _, ok := slices.BinarySearchFunc(places[at:end], int32(want), func(p place, b int32) int { return cmp.Compare(p.block, b) }); ok {
+				found = want
+			}
+		}
+		if found == fresh && at < end {
+			found = int(places[at].block)
+		}
+		if found != fresh {
+			if ok, err := same(found, b); err != nil {
+				return fmt.Errorf("reading the old image: %w", err)
+			} else if !ok {
+				found = fresh
+			}
+		}
+		p.origin[i], before = int32(found), found
+		return nil
+	}, progress)
+	if err != nil {
+		return nil, fmt.Errorf("reading the new image: %w", err)
+	}
+	return p, nil
+}
+
+// eachBlock reads an image from its beginning to its end and returns its SHA-256.
+func eachBlock(ctx context.Context, img Image, do func(i int, b []byte) error, progress func(int64)) ([32]byte, error) {
+	h := sha256.New()
+	buf := make([]byte, 1<<20)
+	for off := int64(0); off < img.Size; off += int64(len(buf)) {
+		if err := ctx.Err(); err != nil {
+			return [32]byte{}, err
+		}
+		b := buf[:min(int64(len(buf)), img.Size-off)]
+		if err := readAt(img, off, b); err != nil {
+			return [32]byte{}, err
+		}
+		h.Write(b)
+		for i := 0; i < len(b); i += blockSize {
+			if err := do(int(off/blockSize)+i/blockSize, b[i:i+blockSize]); err != nil {
+				return [32]byte{}, err
+			}
+		}
+		progress(int64(len(b)))
+	}
+	return [32]byte(h.Sum(nil)), nil
+}
+
+func readAt(img Image, off int64, b []byte) error {
+	n, err := img.Data.ReadAt(b, off)
+	if n == len(b) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("at byte %d: %w", off+int64(n), err)
+}
+
+func readBlocks(img Image, block int, b []byte) error { return readAt(img, int64(block)*blockSize, b) }
+
+var zeroBlock [blockSize]byte
+
+func allZero(b []byte) bool {
+	for len(b) > blockSize {
+		if !bytes.Equal(b[:blockSize], zeroBlock[:]) {
+			return false
+		}
+		b = b[blockSize:]
+	}
+	return bytes.Equal(b, zeroBlock[:len(b)])
+}
+
+// unit is what one operation with data makes: some blocks of the new image, that belong together.
+type unit struct {
+	blocks []int // in the order in which they are written; some of them may be copied instead, where that is cheaper
+	file   []int // blocks of the old file of the same name, if that is known
+}
+
+// units divides the changed blocks: those of one file together, in the order of the file, and all others by their place.
+func (p *plan) units(files []pair) []unit {
+	taken := make([]bool, len(p.origin))
+	var all []unit
+	add := func(blocks, file []int) {
+		// From the first changed block to the last; copied ones between are part of it where they are few.
+		var now []int
+		flush := func() {
+			if len(now) > 0 {
+				all = append(all, unit{blocks: now, file: file})
+			}
+			now = nil
+		}
+		for i := 0; i < len(blocks); {
+			if b := blocks[i]; p.origin[b] == fresh && !taken[b] {
+				if len(now) == maxUnit {
+					flush()
+				}
+				now = append(now, b)
+				taken[b] = true
+				i++
+				continue
+			}
+			gap := i
+			for gap < len(blocks) && p.origin[blocks[gap]] >= 0 && !taken[blocks[gap]] && gap-i <= absorb {
+				gap++
+			}
+			if gap < len(blocks) && p.origin[blocks[gap]] == fresh && !taken[blocks[gap]] && gap-i <= absorb && len(now) > 0 && len(now)+gap-i < maxUnit {
+				for _, b := range blocks[i:gap] {
+					taken[b] = true
+				}
+				now = append(now, blocks[i:gap]...)
+				i = gap
+				continue
+			}
+			i = max(gap, i+1)
+		}
+		flush()
+	}
+	for _, f := range files {
+		add(f.new, f.old)
+	}
+	rest := make([]int, len(p.origin))
+	for i := range rest {
+		rest[i] = i
+	}
+	add(rest, nil)
+	return all
+}
+
+// runs makes runs of a list of blocks, in its order.
+func runs(blocks []int) []run {
+	var list []run
+	for _, b := range blocks {
+		if k := len(list) - 1; k >= 0 && list[k].start+list[k].n == b {
+			list[k].n++
+		} else {
+			list = append(list, run{start: b, n: 1})
+		}
+	}
+	return list
+}
+
+func extents(list []run) []*metadata.Extent {
+	out := make([]*metadata.Extent, len(list))
+	for i, r := range list {
+		out[i] = &metadata.Extent{StartBlock: proto.Uint64(uint64(r.start)), NumBlocks: proto.Uint64(uint64(r.n))}
+	}
+	return out
+}
+
+func readRuns(img Image, list []run) ([]byte, error) {
+	n := 0
+	for _, r := range list {
+		n += r.n
+	}
+	data := make([]byte, n*blockSize)
+	at := 0
+	for _, r := range list {
+		if err := readBlocks(img, r.start, data[at:at+r.n*blockSize]); err != nil {
+			return nil, err
+		}
+		at += r.n * blockSize
+	}
+	return data, nil
+}
+
+// made is an operation with its data.
+type made struct {
+	op   *metadata.InstallOperation
+	data []byte
+	at   int64 // where the data is in the scratch file, once it is there
+	n    int
+}
+
+func (m made) size() int { return len(m.data) + proto.Size(m.op) + 3 }
+
+// deltaMaker makes the operations of one partition.
+type deltaMaker struct {
+	*plan
+	major   int
+	similar *similarity
+}
+
+// encodeUnit makes the smallest of what can make a unit: a patch, or the whole data with the copied blocks left to be copied. It returns the blocks that
+// are to be copied after all.
+func (d *deltaMaker) encodeUnit(e *encoder, u unit) (made, []int, error) {
+	whole, copied, err := d.fullUnit(e, u)
+	if err != nil {
+		return made{}, nil, err
+	}
+	patched, ok, err := d.patchUnit(u)
+	if err != nil {
+		return made{}, nil, err
+	}
+	if ok && patched.size() < whole.size()+8*len(runs(copied)) {
+		return patched, nil, nil
+	}
+	return whole, copied, nil
+}
+
+func (d *deltaMaker) fullUnit(e *encoder, u unit) (made, []int, error) {
+	var blocks, copied []int
+	for _, b := range u.blocks {
+		if d.origin[b] == fresh {
+			blocks = append(blocks, b)
+		} else {
+			copied = append(copied, b)
+		}
+	}
+	dst := runs(blocks)
+	data, err := readRuns(d.new, dst)
+	if err != nil {
+		return made{}, nil, err
+	}
+	c := e.encode(data)
+	return made{op: &metadata.InstallOperation{Type: proto.Int32(int32(c.kind)), DstExtents: extents(dst)}, data: c.data}, copied, c.err
+}
+
+// patchUnit makes a patch from whatever in the old image is likely to be like the unit.
+func (d *deltaMaker) patchUnit(u unit) (made, bool, error) {
+	dst := runs(u.blocks)
+	data, err := readRuns(d.new, dst)
+	if err != nil {
+		return made{}, false, err
+	}
+	window := runs(d.window(u, data))
+	if len(window) == 0 {
+		return made{}, false, nil
+	}
+	old, err := readRuns(d.old, window)
+	if err != nil {
+		return made{}, false, err
+	}
+	p := bsdiff.Diff(old, data)
+	window = trim(p, window)
+	if len(window) == 0 {
+		return made{}, false, nil
+	}
+	if old, err = readRuns(d.old, window); err != nil {
+		return made{}, false, err
+	}
+	op := &metadata.InstallOperation{SrcExtents: extents(window), DstExtents: extents(dst)}
+	var patch []byte
+	if d.major == 1 {
+		op.Type = proto.Int32(int32(kindBsdiff))
+		op.SrcLength, op.DstLength = proto.Uint64(uint64(len(old))), proto.Uint64(uint64(len(data)))
+		patch, err = p.Classic()
+	} else {
+		op.Type = proto.Int32(int32(kindBrotliBsdiff))
+		sum := sha256.Sum256(old)
+		op.SrcSha256Hash = sum[:]
+		patch, err = p.BSDF2()
+	}
+	return made{op: op, data: patch}, true, err
+}
+
+// trim leaves out of the window what the patch does not use, and moves the patch's steps to where their data is then. A small hole stays:
+// reading a few blocks more costs less than one more extent.
+func trim(p *bsdiff.Patch, window []run) []run {
+	const hole = 8
+	var blocks []int
+	for _, r := range window {
+		for i := range r.n {
+			blocks = append(blocks, r.start+i)
+		}
+	}
+	used := make([]bool, len(blocks))
+	for _, s := range p.Steps {
+		for b := s.Old / blockSize; s.Add > 0 && b <= (s.Old+s.Add-1)/blockSize; b++ {
+			used[b] = true
+		}
+	}
+	for i, last := 0, -1; i < len(used); i++ {
+		if !used[i] {
+			continue
+		}
+		if last >= 0 && i-last <= hole && blocks[i]-blocks[last] == i-last {
+			for k := last; k < i; k++ {
+				used[k] = true
+			}
+		}
+		last = i
+	}
+	place := make([]int, len(blocks)) // of a kept block in what is left
+	var kept []int
+	for i, b := range blocks {
+		place[i] = len(kept)
+		if used[i] {
+			kept = append(kept, b)
+		}
+	}
+	for i, s := range p.Steps {
+		if s.Add > 0 {
+			p.Steps[i].Old = place[s.Old/blockSize]*blockSize + s.Old%blockSize
+		} else if i > 0 {
+			p.Steps[i].Old = p.Steps[i-1].Old + p.Steps[i-1].Add
+		} else {
+			p.Steps[i].Old = 0
+		}
+	}
+	return runs(kept)
+}
+
+// window chooses the blocks of the old image that a unit is compared with, in the order of the old image, or of the old file.
+func (d *deltaMaker) window(u unit, data []byte) []int {
+	limit := min(maxWindow, max(64, 4*len(u.blocks)))
+	chosen := map[int]bool{}
+	take := func(b int) {
+		if b >= 0 && b < len(d.oldZero) && !d.oldZero[b] && len(chosen) < limit {
+			chosen[b] = true
+		}
+	}
+	// What follows the old place of the block before, and precedes that of the block after.
+	for _, r := range runs(u.blocks) {
+		if b := r.start - 1; b >= 0 && d.origin[b] >= 0 {
+			for i := range min(r.n+4, limit/4) {
+				take(int(d.origin[b]) + 1 + i)
+			}
+		}
+		if b := r.start + r.n; b < len(d.origin) && d.origin[b] >= 0 {
+			for i := range min(r.n+4, limit/4) {
+				take(int(d.origin[b]) - 1 - i)
+			}
+		}
+	}
+	for _, b := range u.blocks {
+		if d.origin[b] >= 0 {
+			take(int(d.origin[b]))
+		}
+	}
+	for _, b := range d.similar.find(data) {
+		take(b - 1)
+		take(b)
+		take(b + 1)
+	}
+	if len(u.file) > 0 { // around the same place in the file
+		share := u.file
+		if len(share) > limit {
+			share = share[:limit]
+		}
+		for _, b := range share {
+			take(b)
+		}
+	}
+	for _, b := range u.blocks {
+		take(b)
+	}
+	list := make([]int, 0, len(chosen))
+	for b := range chosen {
+		list = append(list, b)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// copyOperations makes SOURCE_COPY of all blocks that are copied, in the order of the new image, each of at most maxUnit blocks.
+func (d *deltaMaker) copyOperations(inUnit []bool) ([]made, error) {
+	var list []made
+	var src, dst []run
+	total := 0
+	flush := func() error {
+		if total == 0 {
+			return nil
+		}
+		op := &metadata.InstallOperation{Type: proto.Int32(int32(kindSourceCopy)), SrcExtents: extents(src), DstExtents: extents(dst)}
+		if d.major == 1 {
+			op.Type = proto.Int32(int32(kindMove))
+			op.SrcLength, op.DstLength = proto.Uint64(uint64(total*blockSize)), proto.Uint64(uint64(total*blockSize))
+		} else {
+			data, err := readRuns(d.old, src)
+			if err != nil {
+				return err
+			}
+			sum := sha256.Sum256(data)
+			op.SrcSha256Hash = sum[:]
+		}
+		list = append(list, made{op: op})
+		src, dst, total = nil, nil, 0
+		return nil
+	}
+	for b, from := range d.origin {
+		if from < 0 || inUnit[b] || d.major == 1 && int(from) == b {
+			continue // in place, what stays where it is needs no operation
+		}
+		if k := len(dst) - 1; k >= 0 && dst[k].start+dst[k].n == b {
+			dst[k].n++
+		} else {
+			dst = append(dst, run{start: b, n: 1})
+		}
+		if k := len(src) - 1; k >= 0 && src[k].start+src[k].n == int(from) {
+			src[k].n++
+		} else {
+			src = append(src, run{start: int(from), n: 1})
+		}
+		if total++; total == maxUnit {
+			if err := flush(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return list, flush()
+}
+
+// delta makes one partition out of its old image.
+func (b *builder) delta(img Image) (*metadata.PartitionUpdate, error) {
+	old := *img.Old
+	p, err := planDelta(b.ctx, old, img, b.advance)
+	if err != nil {
+		return nil, err
+	}
+	d := &deltaMaker{plan: p, major: b.spec.Major}
+	if d.similar, err = newSimilarity(b.ctx, p); err != nil {
+		return nil, fmt.Errorf("reading the old image: %w", err)
+	}
+	var files []pair
+	if !b.spec.IgnoreFiles {
+		files = pairs(b.ctx, old, img)
+	}
+	units := p.units(files)
+	results := make([]made, len(units))
+	inUnit := make([]bool, len(p.origin))
+	for _, u := range units {
+		for _, blk := range u.blocks {
+			inUnit[blk] = true
+		}
+	}
+	if err := b.eachUnit(d, units, results, inUnit); err != nil {
+		return nil, err
+	}
+	ops, err := d.copyOperations(inUnit)
+	if err != nil {
+		return nil, fmt.Errorf("reading the old image: %w", err)
+	}
+	ops = append(ops, results...)
+	zeros, err := b.zeroOperations(d)
+	if err != nil {
+		return nil, err
+	}
+	ops = append(ops, zeros...)
+	slices.SortStableFunc(ops, func(x, y made) int {
+		return cmp.Compare(x.op.DstExtents[0].GetStartBlock(), y.op.DstExtents[0].GetStartBlock())
+	})
+	part := &metadata.PartitionUpdate{
+		PartitionName:    proto.String(img.Name),
+		OldPartitionInfo: &metadata.PartitionInfo{Size: proto.Uint64(uint64(old.Size)), Hash: p.oldSum[:]},
+		NewPartitionInfo: &metadata.PartitionInfo{Size: proto.Uint64(uint64(img.Size)), Hash: p.newSum[:]},
+	}
+	for _, m := range ops {
+		if err := b.take(&m); err != nil {
+			return nil, err
+		}
+		if err := b.put(m.op, m.data); err != nil {
+			return nil, err
+		}
+		part.Operations = append(part.Operations, m.op)
+	}
+	return part, nil
+}
+
+// eachUnit encodes the units, several at a time.
+func (b *builder) eachUnit(d *deltaMaker, units []unit, results []made, inUnit []bool) error {
+	ctx, cancel := context.WithCancelCause(b.ctx)
+	defer cancel(nil)
+	next := make(chan int)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range b.workers() {
+		e, err := newEncoder(b.spec.Compression)
+		if err != nil {
+			cancel(err)
+			break
+		}
+		wg.Go(func() {
+			for i := range next {
+				m, copied, err := d.encodeUnit(e, units[i])
+				if err != nil {
+					cancel(err)
+					return
+				}
+				mu.Lock()
+				if err := b.spill(&m); err != nil {
+					cancel(err)
+				}
+				results[i] = m
+				for _, blk := range copied {
+					inUnit[blk] = false
+				}
+				b.advance(int64(len(units[i].blocks)) * blockSize)
+				mu.Unlock()
+			}
+		})
+	}
+	for i := range units {
+		select {
+		case next <- i:
+		case <-ctx.Done():
+		}
+	}
+	close(next)
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// spill moves an operation's data to the scratch file.
+func (b *builder) spill(m *made) error {
+	if _, err := b.scratch.WriteAt(m.data, b.scratchLen); err != nil {
+		return err
+	}
+	m.at, m.n, m.data = b.scratchLen, len(m.data), nil
+	b.scratchLen += int64(m.n)
+	return nil
+}
+
+// take brings it back.
+func (b *builder) take(m *made) error {
+	if m.n == 0 {
+		return nil
+	}
+	m.data = make([]byte, m.n)
+	_, err := b.scratch.ReadAt(m.data, m.at)
+	return err
+}
+
+// zeroOperations clears blocks. Major 1 has no operation for it: there it is the smallest way to write zeros.
+func (b *builder) zeroOperations(d *deltaMaker) ([]made, error) {
+	var blocks []int
+	for i, from := range d.origin {
+		if from == zero && !(d.major == 1 && i < len(d.oldZero) && d.oldZero[i]) {
+			blocks = append(blocks, i)
+		}
+	}
+	if len(blocks) == 0 {
+		return nil, nil
+	}
+	if d.major != 1 {
+		return []made{{op: &metadata.InstallOperation{Type: proto.Int32(int32(payload.Zero)), DstExtents: extents(runs(blocks))}}}, nil
+	}
+	e, err := newEncoder(b.spec.Compression)
+	if err != nil {
+		return nil, err
+	}
+	var list []made
+	for len(blocks) > 0 {
+		n := min(len(blocks), maxUnit)
+		c := e.encode(make([]byte, n*blockSize))
+		if c.err != nil {
+			return nil, c.err
+		}
+		list = append(list, made{op: &metadata.InstallOperation{Type: proto.Int32(int32(c.kind)), DstExtents: extents(runs(blocks[:n]))}, data: c.data})
+		blocks = blocks[n:]
+	}
+	return list, nil
+}
