@@ -228,7 +228,7 @@ func signed(n int) uint64 {
 
 // Classic encodes the patch as BSDIFF40, with bzip2.
 func (p *Patch) Classic() ([]byte, error) {
-	return p.encode("BSDIFF40", func(raw []byte) ([]byte, byte, error) {
+	return p.encode("BSDIFF40", func(raw []byte, _ int) ([]byte, byte, error) {
 		data, err := packBzip2(raw)
 		return data, compressorBzip2, err
 	})
@@ -236,12 +236,12 @@ func (p *Patch) Classic() ([]byte, error) {
 
 // BSDF2 encodes the patch as BSDF2, each stream with bzip2 or brotli, whichever is smaller.
 func (p *Patch) BSDF2() ([]byte, error) {
-	return p.encode("BSDF2", func(raw []byte) ([]byte, byte, error) {
+	return p.encode("BSDF2", func(raw []byte, long int) ([]byte, byte, error) {
 		bz, err := packBzip2(raw)
 		if err != nil {
 			return nil, 0, err
 		}
-		br, err := packBrotli(raw)
+		br, err := packBrotli(raw, long)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -258,12 +258,16 @@ const (
 	compressorBrotli = 2
 )
 
-func (p *Patch) encode(magic string, pack func([]byte) ([]byte, byte, error)) ([]byte, error) {
+func (p *Patch) encode(magic string, pack func(raw []byte, long int) ([]byte, byte, error)) ([]byte, error) {
 	out := make([]byte, 32)
 	copy(out, magic)
 	var sizes [3]int
 	for i, raw := range [][]byte{p.controls(), p.Diff, p.Extra} {
-		data, with, err := pack(raw)
+		long := longDiff
+		if i == 2 {
+			long = longExtra
+		}
+		data, with, err := pack(raw, long)
 		if err != nil {
 			return nil, fmt.Errorf("compressing a patch: %w", err)
 		}
@@ -292,12 +296,22 @@ func packBzip2(raw []byte) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// window is the largest that the format's usual readers allow for brotli, as a power of two.
-const window = 20
+const (
+	// window is the largest that the format's usual readers allow for brotli, as a power of two.
+	window = 20
+	// From these lengths on a lower quality of brotli is used. The best one takes a second for each MiB, and gains nothing on differences, most of
+	// which are zeros.
+	longDiff  = 64 << 10
+	longExtra = 512 << 10
+)
 
-func packBrotli(raw []byte) ([]byte, error) {
+func packBrotli(raw []byte, long int) ([]byte, error) {
 	var b bytes.Buffer
-	w := brotli.NewWriterOptions(&b, brotli.WriterOptions{Quality: brotli.BestCompression, LGWin: window})
+	quality := brotli.BestCompression
+	if len(raw) > long {
+		quality = 9
+	}
+	w := brotli.NewWriterOptions(&b, brotli.WriterOptions{Quality: quality, LGWin: window})
 	if _, err := w.Write(raw); err != nil {
 		return nil, err
 	}

@@ -370,15 +370,18 @@ func (b *builder) image(img Image) (*metadata.PartitionUpdate, error) {
 
 // encoder compresses chunks.
 type encoder struct {
-	how  Compression
-	zstd *zstd.Encoder
+	how         Compression
+	zstd, quick *zstd.Encoder
 }
 
 func newEncoder(how Compression) (*encoder, error) {
-	e := &encoder{how: how}
+	quick, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+	if err != nil {
+		return nil, err
+	}
+	e := &encoder{how: how, quick: quick}
 	switch how {
 	case Zstd:
-		var err error
 		e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderCRC(false))
 		return e, err
 	case XZ, Bzip2, None, Smallest:

@@ -290,22 +290,33 @@ type deltaMaker struct {
 // encodeUnit makes the smallest of what can make a unit: a patch, or the whole data with the copied blocks left to be copied. It returns the blocks that
 // are to be copied after all.
 func (d *deltaMaker) encodeUnit(e *encoder, u unit) (made, []int, error) {
-	whole, copied, err := d.fullUnit(e, u)
-	if err != nil {
-		return made{}, nil, err
-	}
 	patched, ok, err := d.patchUnit(u)
 	if err != nil {
 		return made{}, nil, err
 	}
+	dst, copied := d.freshOf(u)
+	data, err := readRuns(d.new, dst)
+	if err != nil {
+		return made{}, nil, err
+	}
+	// A patch that is far smaller than a quick compression of the data need not be compared with a slow one.
+	if ok && patched.size() < len(e.quick.EncodeAll(data, nil))/4 {
+		return patched, nil, nil
+	}
+	c := e.encode(data)
+	if c.err != nil {
+		return made{}, nil, c.err
+	}
+	whole := made{op: &metadata.InstallOperation{Type: proto.Int32(int32(c.kind)), DstExtents: extents(dst)}, data: c.data}
 	if ok && patched.size() < whole.size()+8*len(runs(copied)) {
 		return patched, nil, nil
 	}
 	return whole, copied, nil
 }
 
-func (d *deltaMaker) fullUnit(e *encoder, u unit) (made, []int, error) {
-	var blocks, copied []int
+// freshOf divides a unit into what is nowhere in the old image, and what can be copied from it.
+func (d *deltaMaker) freshOf(u unit) (dst []run, copied []int) {
+	var blocks []int
 	for _, b := range u.blocks {
 		if d.origin[b] == fresh {
 			blocks = append(blocks, b)
@@ -313,13 +324,7 @@ func (d *deltaMaker) fullUnit(e *encoder, u unit) (made, []int, error) {
 			copied = append(copied, b)
 		}
 	}
-	dst := runs(blocks)
-	data, err := readRuns(d.new, dst)
-	if err != nil {
-		return made{}, nil, err
-	}
-	c := e.encode(data)
-	return made{op: &metadata.InstallOperation{Type: proto.Int32(int32(c.kind)), DstExtents: extents(dst)}, data: c.data}, copied, c.err
+	return runs(blocks), copied
 }
 
 // patchUnit makes a patch from whatever in the old image is likely to be like the unit.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -207,7 +206,7 @@ func TestDeltasOfTheSamples(t *testing.T) {
 		{"payload-v1/v1-delta.dual.payload", [][3]string{{"usr", "payload-v1/a.img", "payload-v1/b.img"}}, build.Spec{Compression: build.Smallest, Keys: []crypto.Signer{key, key}}},
 	} {
 		for _, ignore := range []bool{false, true} {
-			t.Run(strings.TrimSuffix(filepath.Base(tt.payload), filepath.Ext(tt.payload))+fmt.Sprint(ignore), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, ignore files %t", filepath.Base(tt.payload), ignore), func(t *testing.T) {
 				spec := tt.spec
 				spec.IgnoreFiles = ignore
 				olds, news := map[string][]byte{}, map[string][]byte{}
