@@ -68,9 +68,9 @@ type Image struct {
 // Spec says what a payload is made of.
 type Spec struct {
 	// Images in the order in which they are applied. Major 1 has usr, and may have kernel and pcr_policy.
-	Images      []Image
-	Major       int         // 0 means 2
-	Compression Compression // "" means zstd, or bzip2 in major 1, which knows nothing else
+	Images       []Image
+	Major        int         // 0 means 2
+	Compression  Compression // "" means zstd, or bzip2 in major 1, which knows nothing else
 	MaxTimestamp int64       // a number of the release that only rises; 0 for none
 	Product      string      // what the payload is for; hosts that name theirs take no other. "" says nothing
 	// Keys sign: RSA, or ECDSA on P-256 in major 2. Unsigned payloads, which every host refuses, are made to be signed later.
