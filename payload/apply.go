@@ -1,6 +1,7 @@
 package payload
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding"
@@ -12,11 +13,17 @@ import (
 	"time"
 )
 
-// Target is where an image is written.
+// Target is where an image is written. Its methods are called from several goroutines.
 type Target interface {
 	io.WriterAt
 	// Flush makes what was written durable.
 	Flush() error
+}
+
+// Settler is a [Target] that can read back what is final while the rest is still written. Apply calls Settle with ever larger numbers, from one
+// goroutine; the bytes before upto are not written to any more.
+type Settler interface {
+	Settle(upto int64) error
 }
 
 // Checkpoint says how far an Apply has come. Everything before it is durable on the targets.
@@ -28,29 +35,52 @@ type Checkpoint struct {
 	FileHash   []byte `json:"file_hash"`   // state of that of the whole file
 }
 
+// Step says what an Apply is doing.
+type Step string
+
+// The steps of an Apply, in their order.
+const (
+	StepChecking Step = "checking the old image"
+	StepWriting  Step = "writing"
+)
+
 // Progress says how far an Apply is.
 type Progress struct {
-	Bytes, Total                int64 // of the payload, and how many of them there are
+	Step                        Step
+	Bytes, Total                int64 // of the payload, and how many of them there are; of the old images while they are checked
 	Operations, TotalOperations int
 	Resumed                     int64 // bytes that an earlier run had done
+	Copied, Written             int64 // bytes of the images that came from the old ones, and all of them
+	Elapsed                     time.Duration
 }
 
 // ApplyOptions say where images go to, and what happens on the way.
 type ApplyOptions struct {
 	Targets map[string]Target // by partition name, one for each
-	Resume  *Checkpoint       // nil: from the beginning
+	// Sources are the old images, by partition name, for each partition with OldSize > 0. They are only read; before anything is
+	// written, their first OldSize bytes must have OldSHA256.
+	Sources map[string]io.ReaderAt
+	Resume  *Checkpoint // nil: from the beginning
 	// Checkpoint keeps a checkpoint durably. It is called at most once in CheckpointEvery, after the targets were flushed.
 	Checkpoint      func(Checkpoint) error
 	CheckpointEvery time.Duration // 0 means one second
-	Progress        func(Progress)
+	// Progress is called often, from one goroutine.
+	Progress func(Progress)
 	// ExpectedSHA256 is that of the whole file, as the server announced it; nil if unknown.
 	ExpectedSHA256 *[32]byte
-	Workers        int // 0: one for each processor
+	Workers        int // 0: one for each processor, up to maxWorkers
+	Trace          *Trace
 }
+
+// maxWorkers bounds the memory for the decoders' tables on large machines.
+const maxWorkers = 8
+
+// memoryBudget is how many bytes of data, old blocks and images may be in memory at a time. An operation that takes more is carried out alone.
+const memoryBudget = 24 << 20
 
 // Apply writes the images. When it returns nil, the signature of a pinned key holds for every byte that was obeyed, every operation's data
 // had its hash, and the targets are flushed. Whether the medium holds what was written is for the caller to find out, by reading it back and
-// comparing with Partition.SHA256.
+// comparing with Partition.SHA256, as [FileTarget] and its Verify do.
 func (p *Payload) Apply(ctx context.Context, opt ApplyOptions) error {
 	if p.keys.Len() == 0 {
 		return ErrNoKey
@@ -59,22 +89,29 @@ func (p *Payload) Apply(ctx context.Context, opt ApplyOptions) error {
 		if opt.Targets[q.Name] == nil {
 			return fmt.Errorf("%w: nowhere to write partition %q to", ErrTarget, q.Name)
 		}
+		if q.OldSize > 0 && opt.Sources[q.Name] == nil {
+			return fmt.Errorf("%w: partition %q needs its old image, and there is none", ErrBase, q.Name)
+		}
 	}
 	if opt.CheckpointEvery == 0 {
 		opt.CheckpointEvery = time.Second
 	}
 	if opt.Workers <= 0 {
-		opt.Workers = runtime.GOMAXPROCS(0)
+		opt.Workers = min(runtime.GOMAXPROCS(0), maxWorkers)
 	}
 	var ops []operation
 	for _, q := range p.Partitions {
 		ops = append(ops, q.ops...)
 	}
-	a := &apply{p: p, opt: opt, ops: ops, signed: sha256.New(), file: sha256.New(), done: make([]bool, len(ops)), states: make([]state, len(ops))}
+	a := &apply{
+		p: p, opt: opt, ops: ops, signed: sha256.New(), file: sha256.New(), done: make([]bool, len(ops)), states: map[int]state{},
+		budget: newBudget(memoryBudget), settle: newSettling(p.Partitions, opt.Targets), from: time.Now(), trace: opt.Trace,
+	}
 	a.signed.Write(p.metadata)
 	a.file.Write(p.metadata)
 	a.file.Write(p.metaSig)
-	if err := a.resume(); err != nil {
+	a.resume()
+	if err := a.checkSources(ctx); err != nil {
 		return err
 	}
 	return a.run(ctx)
@@ -92,22 +129,30 @@ type apply struct {
 	signed, file hash.Hash
 	first        int   // operation to begin with
 	offset       int64 // of its blob
+	budget       *budget
+	settle       *settling
+	from         time.Time
+	trace        *Trace
 
-	mu     sync.Mutex
-	done   []bool
-	states []state // after each operation's blob was read
-	mark   int     // all operations before it are done
-	last   time.Time
+	mu              sync.Mutex
+	done            []bool
+	states          map[int]state // after the blobs of operations that are read and not yet before the mark
+	mark            int           // all operations before it are done
+	last            time.Time
+	read            int64 // of the blobs
+	copied, written int64
+
+	checkpointing sync.Mutex
 }
 
 // resume takes over a checkpoint of the same payload. One of another payload is no error: the work begins anew.
-func (a *apply) resume() error {
+func (a *apply) resume() {
 	c := a.opt.Resume
-	if c == nil || string(c.Manifest) != string(a.p.ManifestSHA256[:]) {
-		return nil
+	if c == nil || !bytes.Equal(c.Manifest, a.p.ManifestSHA256[:]) {
+		return
 	}
 	if c.Operations < 0 || c.Operations > len(a.ops) || c.Offset < 0 || c.Offset > a.p.sigOff {
-		return nil
+		return
 	}
 	var want int64
 	for _, op := range a.ops[:c.Operations] {
@@ -115,216 +160,72 @@ func (a *apply) resume() error {
 	}
 	signed, file := sha256.New(), sha256.New()
 	if want != c.Offset || signed.(encoding.BinaryUnmarshaler).UnmarshalBinary(c.SignedHash) != nil || file.(encoding.BinaryUnmarshaler).UnmarshalBinary(c.FileHash) != nil {
-		return nil
+		return
 	}
 	// A state that was made up cannot help anybody: the signature at the end is over what was really hashed, and the image is read back.
-	a.signed, a.file, a.first, a.offset, a.mark = signed, file, c.Operations, c.Offset, c.Operations
+	a.signed, a.file, a.first, a.offset, a.mark, a.read = signed, file, c.Operations, c.Offset, c.Operations, c.Offset
 	for i := range a.first {
 		a.done[i] = true
 	}
-	return nil
 }
 
-type job struct {
-	i    int
-	data []byte
-}
-
-func (a *apply) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	r, err := a.p.src.Open(ctx, a.p.blobs+a.offset)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrSource, err)
+// checkSources makes sure that the old images are those that the payload is made for, before anything is written.
+func (a *apply) checkSources(ctx context.Context) error {
+	var done, total int64
+	for _, q := range a.p.Partitions {
+		total += q.OldSize
 	}
-	defer r.Close()
-	jobs := make(chan job)
-	free := make(chan []byte, a.opt.Workers+1)
-	for range a.opt.Workers + 1 {
-		free <- nil
+	if total == 0 {
+		return nil
 	}
-	a.last = time.Now()
-	var wg sync.WaitGroup
-	for range a.opt.Workers {
-		wg.Go(func() {
-			d := &decoder{}
-			defer func() {
-				if d.zstd != nil {
-					d.zstd.Close()
-				}
-			}()
-			for j := range jobs {
-				if ctx.Err() == nil {
-					if err := a.do(d, j); err != nil {
-						cancel(err)
-					} else if err := a.finished(ctx, j.i); err != nil {
-						cancel(err)
-					}
-				}
-				free <- j.data
+	defer a.trace.time(TraceSource)()
+	buf := make([]byte, copyBuffer)
+	for _, q := range a.p.Partitions {
+		h := sha256.New()
+		for off := int64(0); off < q.OldSize; {
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
 			}
-		})
-	}
-	readErr := a.read(ctx, r, jobs, free)
-	close(jobs)
-	wg.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	if readErr != nil {
-		return readErr
-	}
-	return a.end(ctx, r)
-}
-
-// read reads the blobs in order, hashes them, and hands them out.
-func (a *apply) read(ctx context.Context, r io.Reader, jobs chan<- job, free <-chan []byte) error {
-	pos := a.offset
-	for i := a.first; i < len(a.ops); i++ {
-		op := a.ops[i]
-		var buf []byte
-		select {
-		case buf = <-free:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if int64(cap(buf)) < op.n {
-			buf = make([]byte, op.n)
-		}
-		buf = buf[:op.n]
-		for at := 0; at < len(buf); { // in pieces, so that progress moves and memory stays in the cache
-			n, err := io.ReadFull(r, buf[at:min(len(buf), at+256<<10)])
-			if err != nil {
-				return fmt.Errorf("%w at byte %d: %w", ErrSource, a.p.blobs+pos+int64(at+n), err)
+			b := buf[:min(int64(len(buf)), q.OldSize-off)]
+			if n, err := a.opt.Sources[q.Name].ReadAt(b, off); n < len(b) {
+				return fmt.Errorf("%w: reading the old partition %q at byte %d: %w", ErrBase, q.Name, off+int64(n), err)
 			}
-			at += n
-			a.progress(pos + int64(at))
+			h.Write(b)
+			off += int64(len(b))
+			done += int64(len(b))
+			if a.opt.Progress != nil {
+				a.opt.Progress(Progress{Step: StepChecking, Bytes: done, Total: total, TotalOperations: len(a.ops), Elapsed: time.Since(a.from)})
+			}
 		}
-		a.signed.Write(buf)
-		a.file.Write(buf)
-		pos += op.n
-		s := state{offset: pos}
-		s.signed, _ = a.signed.(encoding.BinaryMarshaler).MarshalBinary()
-		s.file, _ = a.file.(encoding.BinaryMarshaler).MarshalBinary()
-		a.mu.Lock()
-		a.states[i] = s
-		a.mu.Unlock()
-		select {
-		case jobs <- job{i, buf}:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if got := [32]byte(h.Sum(nil)); q.OldSize > 0 && got != q.OldSHA256 {
+			return fmt.Errorf("%w: the old partition %q has SHA-256 %x, want %x", ErrBase, q.Name, got, q.OldSHA256)
 		}
 	}
 	return nil
 }
 
-func (a *apply) progress(blob int64) {
+func (a *apply) progress() {
 	if a.opt.Progress == nil {
 		return
 	}
 	a.mu.Lock()
-	mark := a.mark
+	g := Progress{
+		Step: StepWriting, Bytes: a.p.blobs + a.read, Total: a.p.Size, Operations: a.mark, TotalOperations: len(a.ops), Copied: a.copied, Written: a.written, Elapsed: time.Since(a.from),
+	}
 	a.mu.Unlock()
-	resumed := int64(0)
 	if a.first > 0 {
-		resumed = a.p.blobs + a.offset
+		g.Resumed = a.p.blobs + a.offset
 	}
-	a.opt.Progress(Progress{Bytes: a.p.blobs + blob, Total: a.p.Size, Operations: mark, TotalOperations: len(a.ops), Resumed: resumed})
-}
-
-// do checks, decodes and writes one operation.
-func (a *apply) do(d *decoder, j job) error {
-	op := a.ops[j.i]
-	part := &a.p.Partitions[op.part]
-	fail := func(kind error, err error) error {
-		return fmt.Errorf("%w: partition %q, operation %d (%s): %w", kind, part.Name, j.i, op.kind, err)
-	}
-	target := a.opt.Targets[part.Name]
-	if op.kind == Zero || op.kind == Discard {
-		zeros := make([]byte, min(op.out, 1<<20))
-		for _, e := range op.dst {
-			for at := int64(0); at < e.n; at += int64(len(zeros)) {
-				if _, err := target.WriteAt(zeros[:min(int64(len(zeros)), e.n-at)], e.off+at); err != nil {
-					return fail(ErrTarget, err)
-				}
-			}
-		}
-		return nil
-	}
-	if got := sha256.Sum256(j.data); got != op.hash {
-		return fail(ErrHash, fmt.Errorf("data has SHA-256 %x, want %x", got, op.hash))
-	}
-	out, err := d.decode(op.kind, j.data, op.out, a.p.Major == 1)
-	if err != nil {
-		return fail(ErrMalformed, err)
-	}
-	if rest := len(out) % blockSize; rest != 0 { // major 1 pads the last block with zeros
-		out = append(out, make([]byte, blockSize-rest)...)
-	}
-	for _, e := range op.dst {
-		n := min(e.n, int64(len(out)))
-		if n == 0 {
-			break
-		}
-		if _, err := target.WriteAt(out[:n], e.off); err != nil {
-			return fail(ErrTarget, err)
-		}
-		out = out[n:]
-	}
-	return nil
-}
-
-// finished moves the mark and makes a checkpoint if one is due.
-func (a *apply) finished(ctx context.Context, i int) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.done[i] = true
-	for a.mark < len(a.done) && a.done[a.mark] {
-		a.mark++
-	}
-	if a.opt.Checkpoint == nil || a.mark == a.first || time.Since(a.last) < a.opt.CheckpointEvery {
-		return nil
-	}
-	return a.checkpoint()
-}
-
-// checkpoint flushes the targets and keeps how far everything has come. The caller holds the lock.
-func (a *apply) checkpoint() error {
-	mark := a.mark
-	if mark == 0 || a.states[mark-1].signed == nil {
-		return nil
-	}
-	if err := a.flush(); err != nil {
-		return err
-	}
-	s := a.states[mark-1]
-	err := a.opt.Checkpoint(Checkpoint{Manifest: a.p.ManifestSHA256[:], Operations: mark, Offset: s.offset, SignedHash: s.signed, FileHash: s.file})
-	if err != nil {
-		return fmt.Errorf("keeping a checkpoint: %w", err)
-	}
-	a.last = time.Now()
-	return nil
-}
-
-func (a *apply) flush() error {
-	for name, t := range a.opt.Targets {
-		if err := t.Flush(); err != nil {
-			return fmt.Errorf("%w: flushing partition %q: %w", ErrTarget, name, err)
-		}
-	}
-	return nil
+	a.opt.Progress(g)
 }
 
 // end reads the signatures and checks them over everything that was obeyed.
-func (a *apply) end(ctx context.Context, r io.Reader) error {
+func (a *apply) end(r io.Reader) error {
 	if err := a.flush(); err != nil {
 		return err
 	}
 	if a.opt.Checkpoint != nil {
-		a.mu.Lock()
-		err := a.checkpoint()
-		a.mu.Unlock()
-		if err != nil {
+		if err := a.checkpoint(); err != nil {
 			return err
 		}
 	}
@@ -345,6 +246,9 @@ func (a *apply) end(ctx context.Context, r io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("the payload's signature: %w", err)
 	}
-	a.progress(a.p.sigOff + a.p.sigSize)
+	a.mu.Lock()
+	a.read = a.p.sigOff + a.p.sigSize
+	a.mu.Unlock()
+	a.progress()
 	return nil
 }

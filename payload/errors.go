@@ -15,6 +15,7 @@ var (
 	ErrProduct     = errors.New("the payload is for another product")
 	ErrSource      = errors.New("reading the payload")
 	ErrTarget      = errors.New("writing the image")
+	ErrBase        = errors.New("the old image is not the one that the payload changes")
 )
 
 // OmahaCode returns update_engine's error number for err, which servers translate for people.
@@ -24,7 +25,7 @@ func OmahaCode(err error) int {
 		code int
 	}{
 		{ErrNoKey, 18}, {ErrUnsigned, 17}, {ErrSignature, 18}, {ErrRollback, 51}, {ErrProduct, 45}, {ErrUnsupported, 45}, {ErrHash, 29}, {ErrSize, 7},
-		{ErrMalformed, 23}, {ErrSource, 9}, {ErrTarget, 14},
+		{ErrMalformed, 23}, {ErrBase, 20}, {ErrSource, 9}, {ErrTarget, 14},
 	} {
 		if errors.Is(err, c.err) {
 			return c.code

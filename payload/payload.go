@@ -45,7 +45,8 @@ type Options struct {
 	MetadataSignature []byte
 }
 
-// Partition is one image in a payload.
+// Partition is one image in a payload. Major 1 knows no names: its slot's image is "usr", and the files of its install procedures are "kernel"
+// and "pcr_policy".
 type Partition struct {
 	Name      string
 	Size      int64    // bytes
@@ -267,8 +268,7 @@ func (p *Payload) readV2(data []byte) error {
 				return malformed("the post-install program of partition %q is at %q, which is not a path inside the image", name, part.PostInstall)
 			}
 		}
-		part.ops, err = p.operations(name, part.Size, mp.Operations, &p.sigOff)
-		if err != nil {
+		if err := p.operations(&part, mp.Operations, &p.sigOff); err != nil {
 			return err
 		}
 		p.Partitions = append(p.Partitions, part)
@@ -292,7 +292,7 @@ func (p *Payload) readV1(data []byte) error {
 	if err != nil {
 		return err
 	}
-	if part.ops, err = p.operations("usr", part.Size, m.PartitionOperations, &p.sigOff); err != nil {
+	if err := p.operations(&part, m.PartitionOperations, &p.sigOff); err != nil {
 		return err
 	}
 	p.Partitions = append(p.Partitions, part)
@@ -305,7 +305,7 @@ func (p *Payload) readV1(data []byte) error {
 		if err != nil {
 			return err
 		}
-		if part.ops, err = p.operations(name, part.Size, proc.Operations, &p.sigOff); err != nil {
+		if err := p.operations(&part, proc.Operations, &p.sigOff); err != nil {
 			return err
 		}
 		p.Partitions = append(p.Partitions, part)

@@ -98,7 +98,7 @@ func payloadError(err error) error {
 		return withHint(withExit(exitVerify, err), "name the public key of whoever you trust with --key")
 	case errors.Is(err, payload.ErrSignature):
 		return withHint(withExit(exitVerify, err), "the file was made or changed by somebody whose key is not among those given")
-	case errors.Is(err, payload.ErrUnsigned), errors.Is(err, payload.ErrMalformed), errors.Is(err, payload.ErrHash), errors.Is(err, payload.ErrUnsupported):
+	case errors.Is(err, payload.ErrUnsigned), errors.Is(err, payload.ErrMalformed), errors.Is(err, payload.ErrHash), errors.Is(err, payload.ErrUnsupported), errors.Is(err, payload.ErrBase):
 		return withExit(exitVerify, err)
 	}
 	return err

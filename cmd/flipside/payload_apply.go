@@ -1,15 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,12 +16,14 @@ import (
 )
 
 func (a *app) payloadVerifyCommand() *cobra.Command {
-	var keys []string
+	var keys, from []string
 	cmd := &cobra.Command{
 		Use:   "verify FILE",
 		Short: "check everything about a payload",
 		Long: `Verify checks the signatures with the keys given, reads the whole file, decodes every operation, and compares the images
 that come out with the hashes in the manifest. The images are kept in a temporary directory (TMPDIR) meanwhile.
+
+A delta is checked with the images that it changes: --from PATH, or --from NAME=PATH for each of several partitions.
 
 Exit status: 0 all of it holds, 6 it does not.`,
 		Args: exactArgs(1, "FILE"),
@@ -32,9 +32,11 @@ Exit status: 0 all of it holds, 6 it does not.`,
 			if err != nil {
 				return err
 			}
-			if p.Delta() {
-				return withExit(exitVerify, fmt.Errorf("%s: %w: a delta can only be checked with the old image", args[0], payload.ErrUnsupported))
+			sources, closeSources, err := openSources(p, from)
+			if err != nil {
+				return err
 			}
+			defer closeSources()
 			// The images have to be somewhere to be hashed whole, whatever the order in which they are written.
 			dir, err := os.MkdirTemp("", "flipside-verify-")
 			if err != nil {
@@ -45,25 +47,27 @@ Exit status: 0 all of it holds, 6 it does not.`,
 			for _, q := range p.Partitions {
 				places[q.Name] = filepath.Join(dir, q.Name)
 			}
-			if err := a.applyPayload(cmd.Context(), "verifying", p, places); err != nil {
+			if err := a.applyPayload(cmd.Context(), "verifying", p, sources, places); err != nil {
 				return payloadError(fmt.Errorf("%s: %w", args[0], err))
 			}
 			return a.printInfo(describe(args[0], p, "everything: signatures, data and images"))
 		},
 	}
 	cmd.Flags().StringSliceVar(&keys, "key", nil, "public key (PEM file or directory); any one of several is enough")
+	cmd.Flags().StringSliceVar(&from, "from", nil, "old image of a delta; NAME=PATH for one of several partitions")
 	return cmd
 }
 
 func (a *app) payloadApplyCommand() *cobra.Command {
-	var keys, to []string
+	var keys, from, to []string
 	cmd := &cobra.Command{
-		Use:   "apply FILE --key PUB --to PATH",
+		Use:   "apply FILE --key PUB [--from PATH] --to PATH",
 		Short: "write a payload's images to files or block devices",
 		Long: `Apply writes the images of a payload, after its signature was checked with the keys given, and reads back what it wrote. A file is
 written beside its name and gets the name only when all of it is proven; a block device is written in place.
 
-With several partitions, --to NAME=PATH says where each goes.
+With several partitions, --to NAME=PATH says where each goes. A delta changes old images: --from says where they are, in the same way. They are
+only read, and nothing is written before they were found to be the right ones.
 
 Exit status: 0 the images are written and proven, 6 something does not verify.`,
 		Args: exactArgs(1, "FILE"),
@@ -76,13 +80,19 @@ Exit status: 0 the images are written and proven, 6 something does not verify.`,
 			if err != nil {
 				return err
 			}
-			if err := a.applyPayload(cmd.Context(), "applying", p, places); err != nil {
+			sources, closeSources, err := openSources(p, from)
+			if err != nil {
+				return err
+			}
+			defer closeSources()
+			if err := a.applyPayload(cmd.Context(), "applying", p, sources, places); err != nil {
 				return payloadError(fmt.Errorf("%s: %w", args[0], err))
 			}
 			return a.printInfo(describe(args[0], p, "everything: signatures, data and the images, read back"))
 		},
 	}
 	cmd.Flags().StringSliceVar(&keys, "key", nil, "public key (PEM file or directory); any one of several is enough")
+	cmd.Flags().StringSliceVar(&from, "from", nil, "old image of a delta; NAME=PATH for one of several partitions")
 	cmd.Flags().StringSliceVar(&to, "to", nil, "where the image goes; NAME=PATH for one of several partitions")
 	return cmd
 }
@@ -111,20 +121,65 @@ func placesOf(p *payload.Payload, to []string) (map[string]string, error) {
 	return places, nil
 }
 
-// output is a file or block device that an image is written to.
-type output struct {
-	*os.File
-	final string // name that a file gets at the end; empty for a block device
+// openSources opens the old images of a delta.
+func openSources(p *payload.Payload, from []string) (map[string]io.ReaderAt, func(), error) {
+	files := map[string]*os.File{}
+	closeAll := func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	var want []string
+	for _, q := range p.Partitions {
+		if q.OldSize > 0 {
+			want = append(want, q.Name)
+		}
+	}
+	sources := map[string]io.ReaderAt{}
+	for _, arg := range from {
+		name, path, ok := strings.Cut(arg, "=")
+		if !ok {
+			if len(want) != 1 {
+				return nil, nil, usagef("the payload changes %d partitions: say --from NAME=PATH for each", len(want))
+			}
+			name, path = want[0], arg
+		}
+		if !slices.Contains(want, name) {
+			closeAll()
+			return nil, nil, usagef("--from names %q, which is no partition that the payload changes", name)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			closeAll()
+			return nil, nil, fmt.Errorf("opening the old image of partition %q: %w", name, err)
+		}
+		files[name], sources[name] = f, f
+	}
+	for _, name := range want {
+		if sources[name] == nil {
+			closeAll()
+			return nil, nil, usagef("the payload is a delta: --from %s=PATH says where the old image is", name)
+		}
+	}
+	return sources, closeAll, nil
 }
 
-func (o *output) Flush() error { return o.Sync() }
+// output is a file or block device that an image is written to.
+type output struct {
+	*payload.FileTarget
+	file  *os.File
+	final string // name that a file gets at the end; empty for a block device
+}
 
 func openOutput(path string) (*output, error) {
 	info, err := os.Stat(path)
 	switch {
 	case err == nil && info.Mode()&os.ModeDevice != 0:
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_EXCL, 0)
-		return &output{File: f}, err
+		if err != nil {
+			return nil, err
+		}
+		return &output{FileTarget: payload.NewFileTarget(f), file: f}, nil
 	case err == nil && !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is neither a file nor a block device", path)
 	case err != nil && !errors.Is(err, os.ErrNotExist):
@@ -134,18 +189,23 @@ func openOutput(path string) (*output, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &output{f, path}, nil
+	return &output{payload.NewFileTarget(f), f, path}, nil
 }
 
-func (a *app) applyPayload(ctx context.Context, what string, p *payload.Payload, places map[string]string) (err error) {
+func (o *output) close(keep bool) {
+	o.Close()
+	o.file.Close()
+	if !keep && o.final != "" {
+		os.Remove(o.file.Name())
+	}
+}
+
+func (a *app) applyPayload(ctx context.Context, what string, p *payload.Payload, sources map[string]io.ReaderAt, places map[string]string) (err error) {
 	outs := map[string]*output{}
 	targets := map[string]payload.Target{}
 	defer func() {
 		for _, o := range outs {
-			o.Close()
-			if err != nil && o.final != "" {
-				os.Remove(o.Name())
-			}
+			o.close(err == nil)
 		}
 	}()
 	for name, path := range places {
@@ -155,24 +215,39 @@ func (a *app) applyPayload(ctx context.Context, what string, p *payload.Payload,
 		}
 		outs[name], targets[name] = o, o
 	}
-	bar := a.progress(what, p.Size)
-	if err := p.Apply(ctx, payload.ApplyOptions{Targets: targets, Progress: func(g payload.Progress) { bar.Set(g.Bytes) }}); err != nil {
+	var bar *progress
+	step := payload.Step("")
+	err = p.Apply(ctx, payload.ApplyOptions{Targets: targets, Sources: sources, Progress: func(g payload.Progress) {
+		if g.Step != step {
+			if bar != nil {
+				bar.Done()
+			}
+			title := what
+			if g.Step == payload.StepChecking {
+				title = string(g.Step)
+			}
+			bar, step = a.progress(title, g.Total), g.Step
+		}
+		bar.Set(g.Bytes)
+	}})
+	if err != nil {
 		return err
 	}
-	bar.Done()
+	if bar != nil {
+		bar.Done()
+	}
 	for _, q := range p.Partitions {
 		o := outs[q.Name]
-		h := sha256.New()
-		if _, err := io.Copy(h, io.NewSectionReader(o, 0, q.Size)); err != nil {
-			return fmt.Errorf("reading partition %q back: %w", q.Name, err)
+		if err := o.Verify(ctx, q.Size, q.SHA256); err != nil {
+			return fmt.Errorf("partition %q: %w", q.Name, err)
 		}
-		if !bytes.Equal(h.Sum(nil), q.SHA256[:]) {
-			return fmt.Errorf("%w: partition %q reads back with SHA-256 %s", payload.ErrHash, q.Name, hex.EncodeToString(h.Sum(nil)))
-		}
+	}
+	for _, q := range p.Partitions { // a file gets its name only when all of them are proven
+		o := outs[q.Name]
 		if o.final == "" {
 			continue
 		}
-		if err := errors.Join(o.Truncate(q.Size), o.Chmod(0o644), o.Sync(), os.Rename(o.Name(), o.final)); err != nil {
+		if err := errors.Join(o.file.Truncate(q.Size), o.file.Chmod(0o644), o.file.Sync(), os.Rename(o.file.Name(), o.final)); err != nil {
 			return fmt.Errorf("finishing partition %q: %w", q.Name, err)
 		}
 	}
