@@ -60,7 +60,9 @@ type ApplyOptions struct {
 	// Sources are the old images, by partition name, for each partition with OldSize > 0. They are only read; before anything is
 	// written, their first OldSize bytes must have OldSHA256.
 	Sources map[string]io.ReaderAt
-	Resume  *Checkpoint // nil: from the beginning
+	// SourcesChecked says that the caller has had CheckSources find them right.
+	SourcesChecked bool
+	Resume         *Checkpoint // nil: from the beginning
 	// Checkpoint keeps a checkpoint durably. It is called at most once in CheckpointEvery, after the targets were flushed.
 	Checkpoint      func(Checkpoint) error
 	CheckpointEvery time.Duration // 0 means one second
@@ -89,9 +91,6 @@ func (p *Payload) Apply(ctx context.Context, opt ApplyOptions) error {
 		if opt.Targets[q.Name] == nil {
 			return fmt.Errorf("%w: nowhere to write partition %q to", ErrTarget, q.Name)
 		}
-		if q.OldSize > 0 && opt.Sources[q.Name] == nil {
-			return fmt.Errorf("%w: partition %q needs its old image, and there is none", ErrBase, q.Name)
-		}
 	}
 	if opt.CheckpointEvery == 0 {
 		opt.CheckpointEvery = time.Second
@@ -111,8 +110,13 @@ func (p *Payload) Apply(ctx context.Context, opt ApplyOptions) error {
 	a.file.Write(p.metadata)
 	a.file.Write(p.metaSig)
 	a.resume()
-	if err := a.checkSources(ctx); err != nil {
-		return err
+	if !opt.SourcesChecked {
+		stop := opt.Trace.time(TraceSource)
+		err := p.CheckSources(ctx, opt.Sources, opt.Progress)
+		stop()
+		if err != nil {
+			return err
+		}
 	}
 	return a.run(ctx)
 }
@@ -169,32 +173,34 @@ func (a *apply) resume() {
 	}
 }
 
-// checkSources makes sure that the old images are those that the payload is made for, before anything is written.
-func (a *apply) checkSources(ctx context.Context) error {
+// CheckSources makes sure that the old images are those that the payload is made for: that the first OldSize bytes of each have OldSHA256. Apply does
+// it before it writes; a caller who gives something up before that, as a host does with its other slot, asks earlier. progress may be nil.
+func (p *Payload) CheckSources(ctx context.Context, sources map[string]io.ReaderAt, progress func(Progress)) error {
 	var done, total int64
-	for _, q := range a.p.Partitions {
-		total += q.OldSize
+	for _, q := range p.Partitions {
+		if total += q.OldSize; q.OldSize > 0 && sources[q.Name] == nil {
+			return fmt.Errorf("%w: partition %q needs its old image, and there is none", ErrBase, q.Name)
+		}
 	}
 	if total == 0 {
 		return nil
 	}
-	defer a.trace.time(TraceSource)()
-	buf := make([]byte, copyBuffer)
-	for _, q := range a.p.Partitions {
+	from, buf := time.Now(), make([]byte, copyBuffer)
+	for _, q := range p.Partitions {
 		h := sha256.New()
 		for off := int64(0); off < q.OldSize; {
-			if err := ctx.Err(); err != nil {
+			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			b := buf[:min(int64(len(buf)), q.OldSize-off)]
-			if n, err := a.opt.Sources[q.Name].ReadAt(b, off); n < len(b) {
+			if n, err := sources[q.Name].ReadAt(b, off); n < len(b) {
 				return fmt.Errorf("%w: reading the old partition %q at byte %d: %w", ErrBase, q.Name, off+int64(n), err)
 			}
 			h.Write(b)
 			off += int64(len(b))
 			done += int64(len(b))
-			if a.opt.Progress != nil {
-				a.opt.Progress(Progress{Step: StepChecking, Bytes: done, Total: total, TotalOperations: len(a.ops), Elapsed: time.Since(a.from)})
+			if progress != nil {
+				progress(Progress{Step: StepChecking, Bytes: done, Total: total, Elapsed: time.Since(from)})
 			}
 		}
 		if got := [32]byte(h.Sum(nil)); q.OldSize > 0 && got != q.OldSHA256 {

@@ -3,6 +3,8 @@ package host
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -67,6 +69,46 @@ func (in *installer) contents(p *payload.Payload) (contents, error) {
 		c.post, c.must = payload.PostInstallDefault, true
 	}
 	return c, nil
+}
+
+// sources opens what a delta changes, for reading only: the running slot, and the files that belong to it.
+func (in *installer) sources(p *payload.Payload, c contents, running partition.Slot) (map[string]io.ReaderAt, func(), error) {
+	sources, files := map[string]io.ReaderAt{}, []*os.File{}
+	closeAll := func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	for _, q := range p.Partitions {
+		if q.OldSize == 0 {
+			continue
+		}
+		path, slot := in.path, q.Name == c.slot.Name
+		if !slot {
+			file := c.files[q.Name]
+			name, err := file.FileName(running.Label)
+			if err != nil {
+				closeAll()
+				return nil, nil, err
+			}
+			dir, _ := file.Dir.(atomicfile.OS)
+			path = filepath.Join(string(dir), name)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			closeAll()
+			return nil, nil, fmt.Errorf("%w: the running system's %s: %w", payload.ErrBase, q.Name, err)
+		}
+		files, sources[q.Name] = append(files, f), f
+		if slot {
+			if q.OldSize > running.Size {
+				closeAll()
+				return nil, nil, fmt.Errorf("%w: it had %d bytes, and the running slot %s has %d", payload.ErrBase, q.OldSize, running.Label, running.Size)
+			}
+			sources[q.Name] = io.NewSectionReader(f, running.Start, running.Size)
+		}
+	}
+	return sources, closeAll, nil
 }
 
 // postInstall is what runs the release's own program, nil if there is none.

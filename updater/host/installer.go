@@ -249,7 +249,16 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 	if c.slot.Size > slot.Size {
 		return fmt.Errorf("%w: the image has %d bytes, slot %s has %d", payload.ErrSize, c.slot.Size, slot.Label, slot.Size)
 	}
+	sources, closeSources, err := in.sources(p, c, run.Slot())
+	if err != nil {
+		return err
+	}
+	defer closeSources()
 	meter := newMeter(progress)
+	show := func(q payload.Progress) { meter.set(q.Bytes, q.Total, q.Resumed, string(q.Step)) }
+	if err := p.CheckSources(ctx, sources, show); err != nil {
+		return err
+	}
 	tx, err := install.Begin(d, run, u.ToSlot, install.Options{Files: c.files, PostInstall: in.postInstall(c, offer.Version, meter)})
 	if err != nil {
 		return fmt.Errorf("%w: %w", errDisk, err)
@@ -283,7 +292,8 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 	expected := offer.SHA256
 	err = p.Apply(ctx, payload.ApplyOptions{
 		Targets: targets,
-		Resume:  resume,
+		Sources: sources, SourcesChecked: true,
+		Resume: resume,
 		Checkpoint: func(c payload.Checkpoint) error {
 			data, err := json.Marshal(c)
 			if err != nil {
@@ -292,7 +302,7 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 			checkpoint(data)
 			return nil
 		},
-		Progress:       func(q payload.Progress) { meter.set(q.Bytes, q.Total, q.Resumed, "writing") },
+		Progress:       show,
 		ExpectedSHA256: &expected,
 	})
 	if err != nil {
