@@ -163,7 +163,7 @@ func (w *worker) patch(op *operation, part *Partition, data []byte) ([]byte, err
 	out := w.decoder.buffer(op.out)
 	defer w.trace.output(op.kind, op.out)
 	defer w.trace.decode(op.kind)()
-	if err := w.patcher.Patch(out[:op.gives], old[:op.use], data); err != nil {
+	if err := w.patcher.Apply(out[:op.gives], old[:op.use], data); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	return out[:op.gives], nil

@@ -78,13 +78,13 @@ func number(b []byte) int64 {
 // Patcher applies one patch after the other. Its zero value is ready for use; it keeps the decoders' tables.
 type Patcher struct{ bzip2 unbzip2.Decoder }
 
-// Patch is [Patcher.Patch] for one patch.
-func Patch(dst, old, patch []byte) error { return new(Patcher).Patch(dst, old, patch) }
+// Apply is [Patcher.Apply] for one patch.
+func Apply(dst, old, patch []byte) error { return new(Patcher).Apply(dst, old, patch) }
 
-// Patch applies a patch to old and fills dst. A patch that makes more or less than that, refers to bytes that old does not have, or has
+// Apply applies a patch to old and fills dst. A patch that makes more or less than that, refers to bytes that old does not have, or has
 // anything left over, is refused. Memory does not depend on what the patch claims: 1 MB for each of its
 // three streams, and the decoders' tables.
-func (p *Patcher) Patch(dst, old, patch []byte) error {
+func (p *Patcher) Apply(dst, old, patch []byte) error {
 	h, err := ReadHeader(patch)
 	if err != nil {
 		return err

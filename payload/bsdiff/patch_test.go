@@ -70,14 +70,14 @@ func TestPatch(t *testing.T) {
 		p := patch(t, how, 11, append(make([]byte, 3), bytes.Repeat([]byte{256 - 32}, 5)...), []byte(" - "), 3, 3, -39, 5, 0, 0)
 		p2 := patch(t, how, 11, append(make([]byte, 3), bytes.Repeat([]byte{256 - 32}, 5)...), []byte(" - "), 0, 0, 40, 3, 3, -39, 5, 0, 0)
 		got := make([]byte, 11)
-		if err := bsdiff.Patch(got, old, p2); err != nil || string(got) != "dog - QUICK" {
+		if err := bsdiff.Apply(got, old, p2); err != nil || string(got) != "dog - QUICK" {
 			t.Errorf("%v: %q, %v", how, got, err)
 		}
-		if err := bsdiff.Patch(got, old, p); !errors.Is(err, bsdiff.ErrCorrupt) {
+		if err := bsdiff.Apply(got, old, p); !errors.Is(err, bsdiff.ErrCorrupt) {
 			t.Errorf("%v: it reads before the beginning: %v", how, err)
 		}
 	}
-	if err := bsdiff.Patch(nil, nil, patch(t, [3]byte{1, 1, 1}, 0, nil, nil)); err != nil {
+	if err := bsdiff.Apply(nil, nil, patch(t, [3]byte{1, 1, 1}, 0, nil, nil)); err != nil {
 		t.Errorf("a patch of nothing: %v", err)
 	}
 }
@@ -117,18 +117,18 @@ func TestRefuses(t *testing.T) {
 		"extra bytes left over":        patch(t, bz, 10, diff, []byte("x"), 10, 0, 0),
 		"triples that make nothing":    patch(t, bz, 10, diff, nil, append(make([]int64, 3*1000), 10, 0, 0)...),
 	} {
-		if err := bsdiff.Patch(make([]byte, 10), old, p); !errors.Is(err, bsdiff.ErrCorrupt) && !errors.Is(err, bsdiff.ErrUnsupported) {
+		if err := bsdiff.Apply(make([]byte, 10), old, p); !errors.Is(err, bsdiff.ErrCorrupt) && !errors.Is(err, bsdiff.ErrUnsupported) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := bsdiff.Patch(make([]byte, 10), old, good); err != nil {
+	if err := bsdiff.Apply(make([]byte, 10), old, good); err != nil {
 		t.Errorf("the good one: %v", err)
 	}
 	for n := range good {
 		if h, err := bsdiff.ReadHeader(good[:n]); err == nil && h.Extra == 0 {
 			continue // no stream at all is one of nothing
 		}
-		if err := bsdiff.Patch(make([]byte, 10), old, good[:n]); err == nil {
+		if err := bsdiff.Apply(make([]byte, 10), old, good[:n]); err == nil {
 			t.Errorf("cut to %d bytes, and accepted", n)
 		}
 	}
@@ -156,7 +156,7 @@ func TestOfBsdiff(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := make([]byte, len(want))
-	if err := bsdiff.Patch(got, old, p); err != nil || !bytes.Equal(got, want) {
+	if err := bsdiff.Apply(got, old, p); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("another file than it should be, %v", err)
 	}
 }
@@ -172,7 +172,7 @@ func FuzzPatch(f *testing.F) {
 	f.Fuzz(func(t *testing.T, old, data []byte) {
 		h, err := bsdiff.ReadHeader(data)
 		if err != nil {
-			if err := p.Patch(make([]byte, 10), old, data); err == nil {
+			if err := p.Apply(make([]byte, 10), old, data); err == nil {
 				t.Error("a patch without a header was applied")
 			}
 			return
@@ -181,7 +181,7 @@ func FuzzPatch(f *testing.F) {
 			return
 		}
 		one, two := make([]byte, h.NewSize), bytes.Repeat([]byte{0xff}, int(h.NewSize))
-		err1, err2 := p.Patch(one, old, data), p.Patch(two, old, data)
+		err1, err2 := p.Apply(one, old, data), p.Apply(two, old, data)
 		if (err1 == nil) != (err2 == nil) {
 			t.Fatalf("once %v, and once %v", err1, err2)
 		}
