@@ -68,8 +68,9 @@ simulate: toolchain ## 10 000 simulated hosts under the real decision code of th
 cluster: toolchain ## the semaphore on a real etcd of three members that are killed, stopped and cut off one by one
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 15m -run ClusterLoses -v ./lock/etcd
 
-powercut: toolchain ## enumerate crash states of a whole update and print the counts
+powercut: toolchain ## enumerate crash states of a whole update and print the counts; kill the built programs at every write
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 30m -v -run 'Enumerate|Mutation|Faults|LyingDisk' ./partition/powercut
+	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 30m -v -run 'ExplainsPowerCuts|KilledAtEveryWrite' ./updater ./cmd/flipsided
 
 VM        ?= dist/vm
 VM_PACKAGES := qemu-system-x86 seabios mmdebstrap e2fsprogs cryptsetup-bin binutils cpio systemd-boot-efi dosfstools mtools gdisk kmod swtpm

@@ -22,7 +22,6 @@ import (
 	"time"
 
 	releases "github.com/flipside-linux/flipside/omaha/server"
-	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/bootsim"
 	"github.com/flipside-linux/flipside/partition/gptimage"
 	"github.com/flipside-linux/flipside/payload/build"
@@ -117,6 +116,12 @@ func (s *shipped) reset() {
 // run runs a program, killed at the nth of its calls in some thread if n is not 0, and returns its exit status, -1 if it was killed.
 func (s *shipped) run(n int, args ...string) (status int, output string) {
 	s.t.Helper()
+	return s.traced(calls, n, args...)
+}
+
+// traced is run with the calls that count.
+func (s *shipped) traced(calls string, n int, args ...string) (status int, output string) {
+	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
 	defer cancel()
 	args[0] = filepath.Join(s.bin, args[0])
@@ -124,6 +129,8 @@ func (s *shipped) run(n int, args ...string) (status int, output string) {
 		args = append([]string{"strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + calls, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", calls, n)}, args...)
 	}
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	// On one processor most calls are made by one thread, and strace counts for each.
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
@@ -208,7 +215,7 @@ func (s *shipped) check(where string) {
 func everyNth(yield func(int) bool) {
 	for n := 1; yield(n); n++ {
 		if !long() {
-			n += n / 2
+			n += n - 1
 		}
 	}
 }
@@ -276,36 +283,53 @@ run = %q
 `, web.URL+"/v1/update/", s.dir+"/key.pem", s.disk, s.dir+"/boot", s.dir+"/os-release", s.dir+"/machine-id", s.dir+"/boot_id", s.dir+"/state", s.dir+"/run"))
 
 	kills := 0
-	for n := range everyNth {
-		s.reset()
-		where := fmt.Sprintf("killed at call %d", n)
-		status, out := s.run(n, "flipsided", "-config", s.dir+"/flipside.toml")
-		if status == reboot.ExitStatus {
-			break // it never came to its nth call
-		}
-		if status != -1 && status != 137 {
-			t.Fatalf("%s: exit status %d\n%s", where, status, out)
-		}
-		kills++
-		s.check(where)
-		if st, err := (updater.Store{Path: filepath.Join(s.dir, "state", "state.json")}).Load(); err != nil || st.Phase == "" {
-			t.Errorf("%s: the state: %v", where, err)
-		}
-		if status, out = s.run(0, "flipsided", "-config", s.dir+"/flipside.toml"); status != reboot.ExitStatus {
-			t.Fatalf("%s: started again, it ends with status %d\n%s", where, status, out)
-		}
-		if slot, err := bootsim.BootFile(s.disk); err != nil || slot.Label != "USR-B" {
-			t.Errorf("%s: after the update %s boots, %v", where, slot.Label, err)
-		}
-		s.check(where + ", and updated")
-		if t.Failed() {
-			t.FailNow()
+	sets := []string{calls}
+	if long() {
+		sets = append(sets, strings.Split(calls, ",")...)
+	}
+	for _, set := range sets {
+		for n := range everyNth {
+			if !s.killDaemon(set, n) {
+				break
+			}
+			kills++
+			if t.Failed() {
+				t.FailNow()
+			}
 		}
 	}
-	if kills < 5 {
+	if kills < 4 {
 		t.Errorf("killed only %d times", kills)
 	}
 	t.Logf("killed at %d calls", kills)
+}
+
+// killDaemon runs an update from the beginning, kills the daemon at the nth of some calls, looks at what is left, and lets another daemon go on. It reports
+// whether there was an nth call.
+func (s *shipped) killDaemon(calls string, n int) bool {
+	t := s.t
+	t.Helper()
+	s.reset()
+	where := fmt.Sprintf("killed at call %d of %s", n, calls)
+	status, out := s.traced(calls, n, "flipsided", "-config", s.dir+"/flipside.toml")
+	if status == reboot.ExitStatus {
+		return false
+	}
+	if status != -1 && status != 137 {
+		t.Fatalf("%s: exit status %d\n%s", where, status, out)
+	}
+	s.check(where)
+	if st, err := (updater.Store{Path: filepath.Join(s.dir, "state", "state.json")}).Load(); err != nil || st.Phase == "" {
+		t.Errorf("%s: the state: %v", where, err)
+	}
+	if status, out = s.run(0, "flipsided", "-config", s.dir+"/flipside.toml"); status != reboot.ExitStatus {
+		t.Fatalf("%s: started again, it ends with status %d\n%s", where, status, out)
+	}
+	if slot, err := bootsim.BootFile(s.disk); err != nil || slot.Label != "USR-B" {
+		t.Errorf("%s: after the update %s boots, %v", where, slot.Label, err)
+	}
+	s.check(where + ", and updated")
+	return true
 }
 
 // TestCommandKilledAtEveryWrite does the same with the commands that change boot bits.
@@ -339,6 +363,9 @@ func TestCommandKilledAtEveryWrite(t *testing.T) {
 		{"mark-successful", armed, []string{"mark-successful", "USR-B", "--running", "USR-B"}},
 		{"repair", broken, []string{"repair"}},
 	} {
+		if !long() && tt.name != "activate" && tt.name != "repair" {
+			continue
+		}
 		want := s.after(tt.image, tt.args...)
 		for n := range everyNth {
 			s.load(tt.image)
@@ -364,7 +391,7 @@ func TestCommandKilledAtEveryWrite(t *testing.T) {
 			}
 		}
 	}
-	if kills < 8 {
+	if kills < 4 {
 		t.Errorf("killed only %d times", kills)
 	}
 	t.Logf("killed at %d calls", kills)
@@ -394,9 +421,6 @@ func (s *shipped) after(image []byte, args ...string) []byte {
 	}
 	got, err := os.ReadFile(s.disk)
 	if err != nil {
-		s.t.Fatal(err)
-	}
-	if _, err := partition.OpenDisk(s.disk, partition.Options{ReadOnly: true}); err != nil {
 		s.t.Fatal(err)
 	}
 	return got
