@@ -313,22 +313,8 @@ func (d *Disk) Activate(r Running, v Verified, tries int) error {
 		if err := t.checkSlot(now); err != nil {
 			return err
 		}
-		top := uint8(0)
-		for _, s := range slots {
-			if s.Index != now.Index {
-				top = max(top, s.Priority)
-			}
-		}
-		if top == maxPriority {
-			top = renumber(slots, now.Index)
-		}
-		if top >= maxPriority {
-			return fmt.Errorf("the other slots use all priorities up to %d", maxPriority)
-		}
-		for i := range slots {
-			if slots[i].Index == now.Index {
-				slots[i].Priority, slots[i].Tries, slots[i].Successful = top+1, uint8(tries), false
-			}
+		if err := raise(slots, now.Index, tries); err != nil {
+			return err
 		}
 		// Whatever becomes of the rewrite, from here on the slot may be bootable.
 		d.eras[now.Index]++
@@ -341,6 +327,69 @@ func (d *Disk) Activate(r Running, v Verified, tries int) error {
 	if release := d.claimed[v.slot.Index]; release != nil {
 		release()
 		delete(d.claimed, v.slot.Index)
+	}
+	return nil
+}
+
+// raise makes a slot the one that boots next, with tries to prove itself.
+func raise(slots []Slot, index, tries int) error {
+	top := uint8(0)
+	for _, s := range slots {
+		if s.Index != index {
+			top = max(top, s.Priority)
+		}
+	}
+	if top == maxPriority {
+		top = renumber(slots, index)
+	}
+	if top >= maxPriority {
+		return fmt.Errorf("the other slots use all priorities up to %d", maxPriority)
+	}
+	for i := range slots {
+		if slots[i].Index == index {
+			slots[i].Priority, slots[i].Tries, slots[i].Successful = top+1, uint8(tries), false
+		}
+	}
+	return nil
+}
+
+// GoBack makes a slot that was good before boot next, with tries to prove itself again. Its proof are its own boot bits: they are taken
+// away before the first byte of a slot changes. The running slot must be known to be good, because it is what the other falls back to.
+func (d *Disk) GoBack(r Running, label string, tries int) error {
+	fail := func(err error) error { return fmt.Errorf("going back to slot %q: %w", label, err) }
+	if tries < 1 || tries > 3 {
+		return fail(fmt.Errorf("%d tries, want 1 to 3", tries))
+	}
+	if label == r.slot.Label {
+		return fail(ErrRunning)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.edit(func(t *table, slots []Slot) error {
+		run, err := d.checkRunning(r, slots)
+		if err != nil {
+			return err
+		}
+		if !run.Successful || run.Priority == 0 {
+			return fmt.Errorf("%w: %s", ErrNotProven, run.Label)
+		}
+		now, err := find(slots, label)
+		if err != nil {
+			return err
+		}
+		if !now.Bootable() {
+			return fmt.Errorf("%w: nothing shows that it holds a release", ErrNotProven)
+		}
+		if err := t.checkSlot(now); err != nil {
+			return err
+		}
+		if next, ok := Next(slots); ok && next.Index == now.Index && !now.Successful {
+			return nil // it is on its way already, and no try is added
+		}
+		return raise(slots, now.Index, tries)
+	})
+	if err != nil {
+		return fail(err)
 	}
 	return nil
 }

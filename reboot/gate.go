@@ -23,6 +23,8 @@ type Answer struct {
 	Ask     time.Time `json:"ask,omitzero"`   // when to ask again; zero means on change, or in a while
 	Since   time.Time `json:"since,omitzero"` // since when the answer is so
 	Hint    string    `json:"hint,omitempty"` // what a person can do about it
+
+	Evidence string `json:"evidence,omitempty"` // where it can be seen: a setting, a file, a program
 }
 
 // Gate is something that may be against a reboot. Ask answers within ctx; it does not wait for the answer to become another.

@@ -73,7 +73,7 @@ func TestAnswerJSON(t *testing.T) {
 		want string
 	}{
 		{Answer{Gate: "window", Verdict: Go}, `{"gate":"window","verdict":"go"}`},
-		{Answer{"window", Wait, "closed", at, at, "wait"}, `{"gate":"window","verdict":"wait","why":"closed","ask":"2026-11-23T04:00:00Z","since":"2026-11-23T04:00:00Z","hint":"wait"}`},
+		{Answer{"window", Wait, "closed", at, at, "wait", "reboot.window_start"}, `{"gate":"window","verdict":"wait","why":"closed","ask":"2026-11-23T04:00:00Z","since":"2026-11-23T04:00:00Z","hint":"wait","evidence":"reboot.window_start"}`},
 	} {
 		if got, err := json.Marshal(tt.a); err != nil || string(got) != tt.want {
 			t.Errorf("%s, %v, want %s", got, err, tt.want)

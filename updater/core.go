@@ -61,6 +61,7 @@ type Core struct {
 	offered      *omaha.Offer // waits for the download gates
 	answers      []reboot.Answer
 	answersStage Stage
+	waive        bool // somebody wants the reboot whatever the host's own gates say
 }
 
 // Answers returns what the gates said last, and which gates they were.
@@ -120,7 +121,11 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 		s.answered(ev)
 	case GatesAnswered:
 		c.busy = false
-		c.answersStage, c.answers = ev.Stage, ev.Answers
+		before := c.answers
+		if c.answersStage != ev.Stage {
+			before = nil
+		}
+		c.answersStage, c.answers = ev.Stage, datedBy(before, ev.Answers, now)
 		if ev.Stage == BeforeDownload {
 			s.downloadGates(ev)
 		} else {
@@ -150,7 +155,9 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 		s.enter(Armed)
 		s.do(Save{})
 		s.note("release %s is in place on %s and boots next", c.State.Update.Offer.Version, c.State.Update.ToSlot)
-		s.report(omaha.Installed())
+		if c.State.Update.Rollback == "" {
+			s.report(omaha.Installed())
+		}
 		c.gatesDue = now
 		s.wake()
 	case ArmFailed:
@@ -181,6 +188,12 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 		} else if len(c.State.Reports) > 0 {
 			s.deliver()
 		}
+	case Cancelled:
+		s.cancelled("by " + ev.By)
+	case WentBack:
+		s.wentBack(ev.By)
+	case Hurried:
+		s.hurried(ev)
 	case VerdictTaken:
 		c.telling = false
 		if ev.Err != nil {
@@ -277,6 +290,8 @@ func (s *steps) start(f Facts) {
 	case f.Running != u.FromSlot:
 		s.failed(fmt.Errorf("the host runs from %s, neither the old slot %s nor the new slot %s of the update to %q; the update is forgotten", f.Running, u.FromSlot, u.ToSlot, u.Offer.Version))
 		s.forget()
+	case st.Phase == Applying && u.Rollback != "":
+		s.begin(Arm{})
 	case st.Phase == Applying:
 		// Resume, but ask the server first: the offer may be gone.
 		s.note("the update to %s was interrupted and goes on", u.Offer.Version)
@@ -337,6 +352,9 @@ func (s *steps) trial() {
 	u := s.c.State.Update
 	s.enter(Trial)
 	u.BootID = s.c.Facts.BootID
+	if u.Rollback != "" {
+		u.Offer.Version = s.c.Facts.Version
+	}
 	s.do(Save{})
 	s.note("first boot of release %s from %s: checking its health", u.Offer.Version, u.ToSlot)
 	s.begin(Health{})
@@ -344,7 +362,7 @@ func (s *steps) trial() {
 
 func (s *steps) forget() {
 	s.c.State.Update = nil
-	s.c.offered = nil
+	s.c.offered, s.c.waive = nil, false
 	s.enter(Idle)
 	s.do(Save{})
 	s.wake()
@@ -367,7 +385,7 @@ func (s *steps) wake() {
 	case Armed:
 		if due(c.gatesDue) && st.Verdict == nil {
 			c.gatesAsked = s.now
-			s.begin(AskGates{BeforeReboot, st.Update.Offer})
+			s.begin(AskGates{BeforeReboot, st.Update.Offer, c.waive})
 			return
 		}
 	case Failing:
@@ -442,13 +460,16 @@ func (s *steps) answered(ev Answered) {
 			return
 		}
 		s.do(Save{})
+	case u != nil && u.Rollback != "":
+		st.LastAnswer = fmt.Sprintf("release %s; the host goes back to %s first", ev.Offer.Version, u.ToSlot)
+		s.do(Save{})
 	case st.Phase == Armed && samePayload(u.Offer, *ev.Offer):
 		st.LastAnswer = fmt.Sprintf("release %s, which is in place already", ev.Offer.Version)
 		s.do(Save{})
 	default:
 		st.LastAnswer = fmt.Sprintf("release %s is offered", ev.Offer.Version)
 		c.offered = ev.Offer
-		s.begin(AskGates{BeforeDownload, *ev.Offer})
+		s.begin(AskGates{Stage: BeforeDownload, Offer: *ev.Offer})
 		return
 	}
 	s.wake()
@@ -499,6 +520,13 @@ func samePayload(a, b omaha.Offer) bool { return a.SHA256 == b.SHA256 && a.Size 
 // quarantine is the gate that remembers versions that failed here, because no server does.
 func (s *steps) quarantine(o omaha.Offer) (reboot.Answer, bool) {
 	f, ok := s.c.State.Failures[o.Version]
+	if ok && f.Held {
+		return reboot.Answer{
+			Gate: "quarantine", Verdict: reboot.Wait, Since: f.Last,
+			Why:  fmt.Sprintf("release %s was %s", o.Version, f.Reason),
+			Hint: "flipside check --forgive " + o.Version + " takes it again",
+		}, true
+	}
 	if !ok || !s.now.Before(f.Until) {
 		return reboot.Answer{}, false
 	}
@@ -538,6 +566,11 @@ func (s *steps) applyFailed(ev ApplyFailed) {
 		return
 	}
 	v := st.Update.Offer.Version
+	if st.Update.Rollback != "" {
+		s.failed(fmt.Errorf("going back to %s: %w", st.Update.ToSlot, ev.Err))
+		s.forget()
+		return
+	}
 	if ev.Transient {
 		st.CheckFails++
 		s.failed(fmt.Errorf("taking release %s: %w", v, ev.Err))
@@ -591,6 +624,7 @@ func (s *steps) rebootGates(ev GatesAnswered) {
 func (s *steps) rebootFailed(err error) {
 	c := s.c
 	s.failed(fmt.Errorf("rebooting: %w", err))
+	c.waive = false
 	c.gatesDue = s.now.Add(c.Timing.GateRetry)
 	if c.State.Phase == Rebooting {
 		s.enter(Armed)

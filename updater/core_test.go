@@ -27,7 +27,7 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected output of the tr
 //
 // Commands: start k=v… (facts: boot, run, other, version, and one priority/tries/successful per slot), restart k=v… (the process or the machine
 // died: a new core with only what was saved), wake, check, offer VERSION, none REASON, wedged, check-fails ERROR, gates [go | wait WHY | halted WHY],
-// gates-changed, checkpoint N, applied, apply-fails [transient] ERROR, armed, reboot-fails ERROR, healthy, unhealthy WHY, confirmed,
+// gates-changed, checkpoint N, applied, apply-fails [transient] ERROR, armed, cancel, rollback, reboot, reboot-now, reboot-fails ERROR, healthy, unhealthy WHY, confirmed,
 // delivered N, undelivered, verdict-taken, verdict-fails.
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -139,6 +139,11 @@ func (r *transcript) command(t *testing.T, line string) string {
 		ev = GatesChanged{}
 	case "checkpoint":
 		ev = Checkpointed{json.RawMessage(arg)}
+	case "cancel", "rollback", "reboot", "reboot-now":
+		ev = map[string]Event{"cancel": Cancelled{"a person"}, "rollback": WentBack{"a person"}, "reboot": Hurried{By: "a person"}, "reboot-now": Hurried{By: "a person", Waive: true}}[verb]
+		if err := r.core.Refuses(ev); err != nil {
+			return fmt.Sprintf("refused: %v\n", err)
+		}
 	case "applied":
 		ev = Applied{}
 	case "apply-fails":
@@ -206,7 +211,11 @@ func effectText(c *Core, e Effect) string {
 		}
 		return s
 	case AskGates:
-		return fmt.Sprintf("ask the %s gates about %s", e.Stage, e.Offer.Version)
+		s := fmt.Sprintf("ask the %s gates about %s", e.Stage, e.Offer.Version)
+		if e.Waive {
+			s += ", and pass over the host's own"
+		}
+		return s
 	case Apply:
 		return fmt.Sprintf("apply %s to %s from checkpoint %s", c.State.Update.Offer.Version, c.State.Update.ToSlot, c.State.Update.Checkpoint)
 	case Deliver:

@@ -28,7 +28,8 @@ type Installer interface {
 	// Apply makes the slot of u unbootable, writes the payload to it and verifies what it wrote. Data given to checkpoint is durable
 	// on the slot. An *[ApplyError] says whether the same payload may be tried again.
 	Apply(ctx context.Context, u Update, checkpoint func(json.RawMessage), progress func(Progress)) error
-	// Arm makes the slot that the last Apply verified boot next. Without such an Apply in this process it is an error.
+	// Arm makes the slot that the last Apply verified boot next. Without such an Apply in this process it is an error; but the slot of a
+	// rollback was good once, and nothing was written to it since.
 	Arm(ctx context.Context, u Update) error
 	// Disarm makes a slot that is not running, or whose trial failed, unbootable.
 	Disarm(ctx context.Context, slot string) error
@@ -40,11 +41,14 @@ type Installer interface {
 
 // Gatekeeper asks the gates, and speaks with the cluster's semaphore.
 type Gatekeeper interface {
-	Ask(ctx context.Context, stage Stage, o omaha.Offer) GatesAnswered
+	// With waive, the host's own gates before the reboot are asked but cannot be against it.
+	Ask(ctx context.Context, stage Stage, o omaha.Offer, waive bool) GatesAnswered
+	// Forecast says what the gates of a stage would answer to an offer, and changes nothing: no place in a queue is taken.
+	Forecast(ctx context.Context, stage Stage, o omaha.Offer) []reboot.Answer
 	// Changed returns when an answer of the reboot gates may have changed, without polling.
 	Changed(ctx context.Context, o omaha.Offer) error
 	// Rebooting tells the semaphore that the reboot is about to happen. An error means that the slot is not held any more.
-	Rebooting(ctx context.Context, o omaha.Offer) error
+	Rebooting(ctx context.Context, o omaha.Offer, waive bool) error
 	// Booted tells the semaphore that the host is up again; whether it is well comes with the verdict.
 	Booted(ctx context.Context) error
 	// Leave takes the claim back.
@@ -190,7 +194,7 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 		case AskServer:
 			launch(func(ctx context.Context) Event { return e.Server.Check(ctx, ef.OnDemand, ef.Unwedge) })
 		case AskGates:
-			launch(func(ctx context.Context) Event { return e.Gates.Ask(ctx, ef.Stage, ef.Offer) })
+			launch(func(ctx context.Context) Event { return e.Gates.Ask(ctx, ef.Stage, ef.Offer, ef.Waive) })
 		case Apply:
 			u := *e.Core.State.Update
 			launch(func(ctx context.Context) Event { return e.apply(ctx, u) })
@@ -211,9 +215,9 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 			if e.Core.State.Update != nil {
 				o = e.Core.State.Update.Offer
 			}
-			first := e.Core.State.Phase == Rebooting
+			first, waive := e.Core.State.Phase == Rebooting, e.Core.waive
 			e.Log.Info("rebooting", "reason", ef.Reason)
-			launch(func(ctx context.Context) Event { return e.reboot(ctx, o, ef.Reason, first, exit) })
+			launch(func(ctx context.Context) Event { return e.reboot(ctx, o, ef.Reason, first, waive, exit) })
 		case Health:
 			launch(func(ctx context.Context) Event {
 				if err := e.Gates.Booted(ctx); err != nil {
@@ -295,9 +299,9 @@ func (e *Engine) apply(ctx context.Context, u Update) Event {
 	}
 }
 
-func (e *Engine) reboot(ctx context.Context, o omaha.Offer, reason string, first bool, exit chan<- error) Event {
+func (e *Engine) reboot(ctx context.Context, o omaha.Offer, reason string, first, waive bool, exit chan<- error) Event {
 	if first {
-		if err := e.Gates.Rebooting(ctx, o); err != nil {
+		if err := e.Gates.Rebooting(ctx, o, waive); err != nil {
 			return RebootFailed{err}
 		}
 	}

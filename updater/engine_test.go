@@ -70,7 +70,9 @@ func (b *bench) Disarm(context.Context, string) error        { b.armed = false; 
 func (b *bench) Confirm(context.Context) error               { return nil }
 func (b *bench) Slots(context.Context) ([]SlotStatus, error) { return nil, nil }
 
-func (b *bench) Ask(_ context.Context, stage Stage, _ omaha.Offer) GatesAnswered {
+func (b *bench) Forecast(context.Context, Stage, omaha.Offer) []reboot.Answer { return nil }
+
+func (b *bench) Ask(_ context.Context, stage Stage, _ omaha.Offer, _ bool) GatesAnswered {
 	a := reboot.Answer{Gate: "semaphore", Verdict: reboot.Go}
 	if stage == BeforeReboot {
 		b.mu.Lock()
@@ -103,9 +105,9 @@ func (b *bench) Changed(ctx context.Context, _ omaha.Offer) error {
 	}
 }
 
-func (b *bench) Rebooting(context.Context, omaha.Offer) error { return nil }
-func (b *bench) Booted(context.Context) error                 { return nil }
-func (b *bench) Leave(context.Context, string) error          { return nil }
+func (b *bench) Rebooting(context.Context, omaha.Offer, bool) error { return nil }
+func (b *bench) Booted(context.Context) error                       { return nil }
+func (b *bench) Leave(context.Context, string) error                { return nil }
 func (b *bench) Verdict(_ context.Context, v Verdict) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -124,6 +124,7 @@ type (
 	AskGates struct {
 		Stage Stage
 		Offer omaha.Offer
+		Waive bool // the host's own gates are passed, whatever they say; the semaphore is not
 	}
 	// Apply fetches, checks and writes the payload of the update, and reads the slot back.
 	Apply struct{}

@@ -37,6 +37,7 @@ type Update struct {
 	Checkpoint json.RawMessage `json:"checkpoint,omitempty"` // of package payload
 	Armed      time.Time       `json:"armed,omitzero"`
 	Healthless string          `json:"unhealthy,omitempty"` // why the trial boot was judged bad
+	Rollback   string          `json:"rollback,omitempty"`  // who wants the other slot's release back; nothing is fetched or written
 }
 
 // Failure is what a host remembers of a version that did not work, because no server does.
@@ -44,7 +45,8 @@ type Failure struct {
 	Count  int       `json:"count"`
 	Reason string    `json:"reason"`
 	Last   time.Time `json:"last"`
-	Until  time.Time `json:"until"` // not tried again before
+	Until  time.Time `json:"until"`          // not tried again before
+	Held   bool      `json:"held,omitempty"` // not tried again before somebody forgives it
 }
 
 // Verdict is what the semaphore has not yet been told about a reboot.

@@ -29,6 +29,8 @@ type Status struct {
 	Version string    `json:"version"` // of the running system
 	Slot    string    `json:"slot"`    // that it runs from
 	BootID  string    `json:"boot_id"`
+	Channel string    `json:"channel,omitempty"` // that the server is asked for
+	Pin     string    `json:"pin,omitempty"`     // only versions under this one are taken
 	Phase   Phase     `json:"phase"`
 	Since   time.Time `json:"since,omitzero"`
 	Why     string    `json:"why"` // one line: what it does, or why it does not move
@@ -58,6 +60,8 @@ type UpdateStatus struct {
 	Slot    string    `json:"slot"`
 	Size    int64     `json:"size"` // of the payload, bytes
 	Started time.Time `json:"started"`
+
+	Rollback string `json:"rollback,omitempty"` // who wants the release of the other slot back
 }
 
 const statusSchema = "flipside.status/v1"
@@ -81,7 +85,7 @@ func (c *Core) Status(now time.Time) Status {
 		v.Verdict = &verdict
 	}
 	if u := st.Update; u != nil {
-		v.Update = &UpdateStatus{u.Offer.Version, u.ToSlot, u.Offer.Size, u.Started}
+		v.Update = &UpdateStatus{u.Offer.Version, u.ToSlot, u.Offer.Size, u.Started, u.Rollback}
 	}
 	v.Why = v.why(now)
 	return v
@@ -96,6 +100,9 @@ func (v *Status) why(now time.Time) string {
 	}
 	switch v.Phase {
 	case Applying:
+		if v.Update != nil && v.Update.Rollback != "" {
+			return fmt.Sprintf("making %s boot next: going back to release %s, asked for by %s", v.Update.Slot, v.Update.Version, v.Update.Rollback)
+		}
 		if errored && v.NextCheck.IsZero() {
 			return v.LastError + "; being tried again"
 		}

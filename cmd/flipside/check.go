@@ -20,17 +20,18 @@ func (a *app) checkCommand() *cobra.Command {
 		Long: `Check makes flipsided ask the update server at once and prints what it said. If a release is offered and no gate is
 against it, flipsided goes on to take it; "flipside update" waits for that.
 
-Exit status: 0 a release was offered, 3 there is nothing to do, 1 the check failed, 7 not permitted.`,
+Exit status: 0 a release was offered, 3 there is nothing to do, 4 one waits for a reboot, 5 a policy is against it, 1 the check failed,
+7 not permitted.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			st, err := a.checkNow(cmd.Context(), forgive)
+			st, err := a.answered(cmd.Context(), control.Command{Action: control.Check, Forgive: forgive})
 			if err != nil {
 				return err
 			}
 			return a.outcome(st)
 		},
 	}
-	cmd.Flags().StringSliceVar(&forgive, "forgive", nil, "give a version that failed on this host another chance")
+	cmd.Flags().StringSliceVar(&forgive, "forgive", nil, "give a `version` that failed or was taken back on this host another chance")
 	return cmd
 }
 
@@ -44,13 +45,13 @@ waits for the reboot, or until there is nothing to do.
 Exit status: 4 a release is in place and waits for a reboot, 3 nothing to do, 1 the update failed, 5 a policy is against it, 7 not permitted.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			st, err := a.checkNow(cmd.Context(), nil)
+			st, err := a.answered(cmd.Context(), control.Command{Action: control.Check})
 			if err != nil {
 				return err
 			}
 			var bar *progress
 			if st.Phase == updater.Applying {
-				err = a.ask(cmd.Context(), control.Request{Method: "watch"}, func(now updater.Status) bool {
+				err = a.ask(cmd.Context(), "watch", func(now updater.Status) bool {
 					st = now
 					if p := st.Progress; p != nil && p.Total > 0 {
 						if bar == nil {
@@ -72,14 +73,24 @@ Exit status: 4 a release is in place and waits for a reboot, 3 nothing to do, 1 
 	}
 }
 
-// checkNow asks for a check and waits until its answer, and that of the download gates, is in.
-func (a *app) checkNow(ctx context.Context, forgive []string) (updater.Status, error) {
+// do tells the daemon to do something and returns the status after it. Whom the socket does not let may still be let by polkit, on the bus.
+func (a *app) do(ctx context.Context, c control.Command) (updater.Status, error) {
+	socket, err := a.controlSocket()
+	if err != nil {
+		return updater.Status{}, err
+	}
+	st, err := control.Do(ctx, socket, c)
+	return st, daemonError(err)
+}
+
+// answered tells the daemon to do something that ends in a check, and waits until its answer, and that of the download gates, is in.
+func (a *app) answered(ctx context.Context, c control.Command) (updater.Status, error) {
 	asked := time.Now()
-	if err := a.ask(ctx, control.Request{Method: "check", Forgive: forgive}, func(updater.Status) bool { return true }); err != nil {
+	if _, err := a.do(ctx, c); err != nil {
 		return updater.Status{}, err
 	}
 	var st updater.Status
-	err := a.ask(ctx, control.Request{Method: "watch"}, func(now updater.Status) bool {
+	err := a.ask(ctx, "watch", func(now updater.Status) bool {
 		st = now
 		// The answer is in when the check is done and the next one is planned; gates that are being asked leave the phase idle.
 		return st.LastCheck.Before(asked) || st.NextCheck.IsZero() || st.Asking
@@ -100,10 +111,10 @@ func (a *app) outcome(st updater.Status) error {
 			return err
 		}
 	} else {
-		fmt.Fprintln(a.stdout, st.Why)
+		fmt.Fprintln(a.stdout, a.pen().wrap(st.Why, 0))
 	}
 	switch {
-	case st.LastError != "" && !st.ErrorAt.Before(st.LastCheck):
+	case errored(st):
 		return quiet(exitFailed)
 	case st.Phase == updater.Armed || st.Phase == updater.Rebooting:
 		return quiet(exitReboot)

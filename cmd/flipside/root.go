@@ -188,7 +188,11 @@ func (a *app) command() *cobra.Command {
 	f.BoolVar(&a.json, "json", false, "print JSON with a schema version instead of text")
 	f.StringVar(&a.config, "config", "", "read only this configuration `file` (default /etc/flipside/flipside.toml, its drop-ins, and update.conf)")
 	f.StringVar(&a.socket, "socket", "", "the daemon's control socket (default from the configuration)")
-	root.AddCommand(a.statusCommand(), a.checkCommand(), a.updateCommand(), a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand())
+	root.AddCommand(
+		a.statusCommand(), a.whyCommand(), a.watchCommand(), a.planCommand(), a.checkCommand(), a.updateCommand(), a.rebootCommand(), a.rollbackCommand(),
+		a.pauseCommand(), a.resumeCommand(), a.pinCommand(), a.unpinCommand(),
+	)
+	root.AddCommand(a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand())
 	usageErrors(root)
 	return root
 }

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,17 +35,33 @@ func (a *app) controlSocket() (string, error) {
 }
 
 // ask sends one request to the daemon and gives its answers to yield.
-func (a *app) ask(ctx context.Context, req control.Request, yield func(updater.Status) bool) error {
+func (a *app) ask(ctx context.Context, method string, yield func(updater.Status) bool) error {
 	socket, err := a.controlSocket()
 	if err != nil {
 		return err
 	}
-	err = control.Call(ctx, socket, req, yield)
+	return daemonError(control.Call(ctx, socket, control.Request{Method: method}, yield))
+}
+
+// now asks for the status once.
+func (a *app) now(ctx context.Context) (st updater.Status, err error) {
+	err = a.ask(ctx, "status", func(s updater.Status) bool { st = s; return true })
+	return st, err
+}
+
+// daemonError gives what the daemon answered an exit code and says what to do.
+func daemonError(err error) error {
 	switch {
 	case errors.Is(err, control.ErrNotRunning):
 		return withHint(err, "systemctl status flipsided says why; --socket or --config name another daemon")
 	case errors.Is(err, control.ErrDenied):
 		return withHint(withExit(exitPermitted, err), "run it as root")
+	case errors.Is(err, updater.ErrNothing):
+		return withExit(exitNothing, err)
+	case errors.Is(err, updater.ErrUnderWay):
+		return withHint(withExit(exitBusy, err), `"flipside watch" shows how far it is`)
+	case errors.Is(err, control.ErrBadCommand):
+		return &usageError{err}
 	}
 	return err
 }
@@ -54,112 +72,207 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "what this host runs, what it does, and why it does not move",
 		Args:  cobra.NoArgs,
-		Long: `Status asks flipsided and prints one line of state, one line of why, and the details behind them.
+		Long: `Status asks flipsided and prints one line of state, one line of why, and the details behind them: the slots, what every gate
+says since when and until when, where that can be seen and what changes it, the last check and the last error.
 
 Exit status: 0, or 4 if a release is in place and waits for a reboot.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			method := "status"
 			if watch {
-				method = "watch"
+				return a.watch(cmd.Context())
 			}
-			var last updater.Status
-			var printErr error
-			err := a.ask(cmd.Context(), control.Request{Method: method}, func(st updater.Status) bool {
-				last = st
-				if a.json {
-					printErr = a.printJSON(st)
-				} else {
-					if watch {
-						fmt.Fprintf(a.stdout, "%s  %s\n", time.Now().Format("15:04:05"), st.Why)
-						return true
-					}
-					printStatus(a.stdout, st, time.Now())
-				}
-				return printErr == nil
-			})
-			if err := errors.Join(err, printErr); err != nil {
+			st, err := a.now(cmd.Context())
+			if err != nil {
 				return err
 			}
-			if last.Phase == updater.Armed || last.Phase == updater.Rebooting {
-				return quiet(exitReboot)
+			if a.json {
+				err = a.printJSON(st)
+			} else {
+				printStatus(a.stdout, a.pen(), st, time.Now())
+			}
+			if err != nil {
+				return err
+			}
+			return waitsForReboot(st)
+		},
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, `go on and print every change, as "flipside watch" does`)
+	return cmd
+}
+
+// waitsForReboot is the exit status of commands that only look.
+func waitsForReboot(st updater.Status) error {
+	if st.Phase == updater.Armed || st.Phase == updater.Rebooting {
+		return quiet(exitReboot)
+	}
+	return nil
+}
+
+func (a *app) whyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "why",
+		Short: "why this host does not move, and what would change that",
+		Args:  cobra.NoArgs,
+		Long: `Why prints one line that says what the host does or why it does not move, and for each gate that is against the next step
+since when, until when, where that can be seen and what changes it.
+
+Exit status: 0 nothing stops it, 4 a release waits for a reboot, 5 a gate is against the download.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			st, err := a.now(cmd.Context())
+			if err != nil {
+				return err
+			}
+			var against []reboot.Answer
+			for _, g := range st.Gates {
+				if g.Verdict != reboot.Go && st.Blocked {
+					against = append(against, g)
+				}
+			}
+			if a.json {
+				err = a.printJSON(struct {
+					Schema  string          `json:"schema"`
+					Why     string          `json:"why"`
+					Phase   updater.Phase   `json:"phase"`
+					Blocked bool            `json:"blocked"`
+					Gates   []reboot.Answer `json:"gates"`
+				}{"flipside.why/v1", st.Why, st.Phase, st.Blocked, append([]reboot.Answer{}, against...)})
+			} else {
+				s := a.pen()
+				fmt.Fprintln(a.stdout, s.paint(bold, s.wrap(st.Why, 0)))
+				for _, g := range against {
+					fmt.Fprintln(a.stdout)
+					printGate(a.stdout, s, g, time.Now())
+				}
+			}
+			if err != nil {
+				return err
+			}
+			if err := waitsForReboot(st); err != nil {
+				return err
+			}
+			if st.Blocked {
+				return quiet(exitBlocked)
 			}
 			return nil
 		},
 	}
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on and print every change")
-	return cmd
 }
 
-func printStatus(w io.Writer, st updater.Status, now time.Time) {
-	fmt.Fprintf(w, "%s on %s, %s\n", st.Version, st.Slot, st.Phase)
-	fmt.Fprintf(w, "%s\n", st.Why)
-	if len(st.Slots) > 0 {
-		fmt.Fprintln(w)
-		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(tw, "SLOT\tPRIORITY\tTRIES\tSUCCESSFUL\tSIZE\t")
-		for _, s := range st.Slots {
-			var marks []string
-			if s.Running {
-				marks = append(marks, "running")
-			}
-			if s.Next {
-				marks = append(marks, "boots next")
-			}
-			fmt.Fprintf(tw, "%s\t%d\t%d\t%s\t%s\t%s\n", s.Label, s.Priority, s.Tries, yesNo(s.Successful), formatBytes(s.Size), strings.Join(marks, ", "))
-		}
-		tw.Flush()
+func printStatus(w io.Writer, s pen, st updater.Status, now time.Time) {
+	state := green
+	switch {
+	case st.Phase == updater.Failing, errored(st):
+		state = red
+	case st.Blocked, st.Phase == updater.Armed, st.Phase == updater.Trial, st.Phase == updater.Rebooting:
+		state = yellow
 	}
+	fmt.Fprintf(w, "%s on %s, %s\n", s.paint(bold, st.Version), st.Slot, s.paint(state, string(st.Phase)))
+	fmt.Fprintln(w, s.wrap(st.Why, 0))
+	printSlots(w, s, st)
 	if len(st.Gates) > 0 {
-		fmt.Fprintf(w, "\nGates before the %s\n", st.Stage)
+		fmt.Fprintf(w, "\n%s\n", s.paint(bold, "Gates before the "+string(st.Stage)))
 		for _, g := range st.Gates {
-			printGate(w, g, now)
+			printGate(w, s, g, now)
 		}
 	}
-	for version, f := range st.Quarantine {
-		fmt.Fprintf(w, "\nRelease %s failed here %d time(s), last %s: %s\n  not tried again before %s\n", version, f.Count, when(f.Last, now), f.Reason, f.Until.Local().Format(time.DateTime))
+	for _, version := range slices.Sorted(maps.Keys(st.Quarantine)) {
+		f := st.Quarantine[version]
+		until := "not tried again before " + f.Until.Local().Format(time.DateTime)
+		if f.Held {
+			until = "not taken again before somebody says so"
+		}
+		fmt.Fprintf(w, "\n%s %s\n  %s (flipside check --forgive %s)\n", s.paint(bold, "Put aside: release "+version), s.wrap(f.Reason+", "+when(f.Last, now), 2), until, version)
 	}
 	fmt.Fprintln(w)
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, r := range facts(st, now) {
+		fmt.Fprintf(w, "%s%s\n", s.paint(faint, pad(r[0], 18)), s.wrap(r[1], 18))
+	}
+}
+
+func errored(st updater.Status) bool {
+	return st.LastError != "" && !st.ErrorAt.Before(st.LastCheck)
+}
+
+func printSlots(w io.Writer, s pen, st updater.Status) {
+	if len(st.Slots) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%s\n", s.paint(faint, "SLOT     PRIORITY  TRIES  SUCCESSFUL  SIZE"))
+	for _, slot := range st.Slots {
+		var marks []string
+		if slot.Running {
+			marks = append(marks, "running")
+		}
+		if slot.Next {
+			marks = append(marks, "boots next")
+		}
+		fmt.Fprintf(w, "%s  %-8d  %-5d  %-10s  %-9s  %s\n", pad(slot.Label, 7), slot.Priority, slot.Tries, yesNo(slot.Successful), formatBytes(slot.Size), s.paint(cyan, strings.Join(marks, ", ")))
+	}
+}
+
+// facts are the lines at the end of a status.
+func facts(st updater.Status, now time.Time) (rows [][2]string) {
+	add := func(name, format string, args ...any) {
+		rows = append(rows, [2]string{name, fmt.Sprintf(format, args...)})
+	}
+	if st.Channel != "" {
+		channel := st.Channel
+		if st.Pin != "" {
+			channel += ", pinned to " + st.Pin
+		}
+		add("channel", "%s", channel)
+	}
 	if !st.LastCheck.IsZero() {
 		answer := st.LastAnswer
-		if st.LastError != "" && !st.ErrorAt.Before(st.LastCheck) {
+		if errored(st) {
 			answer = "failed"
 		}
-		fmt.Fprintf(tw, "last check\t%s: %s\n", when(st.LastCheck, now), answer)
+		add("last check", "%s: %s", when(st.LastCheck, now), answer)
 	}
 	if !st.NextCheck.IsZero() {
-		fmt.Fprintf(tw, "next check\t%s\n", when(st.NextCheck, now))
+		add("next check", "%s", when(st.NextCheck, now))
 	}
 	if st.LastError != "" {
-		fmt.Fprintf(tw, "last error\t%s: %s\n", when(st.ErrorAt, now), st.LastError)
+		add("last error", "%s: %s", when(st.ErrorAt, now), st.LastError)
 	}
 	if u := st.LastUpdate; u != nil {
 		outcome := "good"
 		if !u.Good {
 			outcome = "failed: " + u.Reason
 		}
-		fmt.Fprintf(tw, "last update\t%s: %s to %s, %s\n", when(u.At, now), u.From, u.To, outcome)
+		add("last update", "%s: %s to %s, %s", when(u.At, now), u.From, u.To, outcome)
 	}
 	if st.Unsent > 0 {
-		fmt.Fprintf(tw, "not yet reported\t%d event(s); the server has not acknowledged them\n", st.Unsent)
+		add("not yet reported", "%d event(s); the server has not acknowledged them", st.Unsent)
 	}
 	if st.Verdict != nil {
-		fmt.Fprintf(tw, "%s\n", strings.TrimSuffix("semaphore\thas not yet been told how the last boot went: "+st.Verdict.Error, ": "))
+		add("semaphore", "%s", strings.TrimSuffix("has not yet been told how the last boot went: "+st.Verdict.Error, ": "))
 	}
-	tw.Flush()
+	return rows
 }
 
-func printGate(w io.Writer, g reboot.Answer, now time.Time) {
-	line := fmt.Sprintf("  %-10s %-8s %s", g.Gate, g.Verdict, g.Why)
+// printGate prints what a gate says, and for one that does not say go all that helps to change it.
+func printGate(w io.Writer, s pen, g reboot.Answer, now time.Time) {
+	const indent = 23
+	colour := map[reboot.Verdict]style{reboot.Go: green, reboot.Wait: yellow}[g.Verdict]
+	fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %s %s %s", pad(g.Gate, 10), s.paint(cmp.Or(colour, red), pad(string(g.Verdict), 9)), s.wrap(g.Why, indent)), " "))
+	if g.Verdict == reboot.Go {
+		return
+	}
+	var details []string
 	if !g.Since.IsZero() {
-		line += ", since " + when(g.Since, now)
+		details = append(details, "since "+when(g.Since, now))
 	}
-	if !g.Ask.IsZero() && g.Verdict != reboot.Go {
-		line += ", asked again " + when(g.Ask, now)
+	if !g.Ask.IsZero() {
+		details = append(details, "until "+when(g.Ask, now))
 	}
-	fmt.Fprintln(w, strings.TrimRight(line, " "))
-	if g.Hint != "" && g.Verdict != reboot.Go {
-		fmt.Fprintf(w, "  %-10s %-8s -> %s\n", "", "", g.Hint)
+	if g.Evidence != "" {
+		details = append(details, g.Evidence)
+	}
+	if len(details) > 0 {
+		fmt.Fprintf(w, "%*s%s\n", indent, "", s.paint(faint, s.wrap(strings.Join(details, "; "), indent)))
+	}
+	if g.Hint != "" {
+		fmt.Fprintf(w, "%*s%s\n", indent, "", s.paint(cyan, "-> "+s.wrap(g.Hint, indent+3)))
 	}
 }
 
@@ -182,6 +295,8 @@ func when(t, now time.Time) string {
 		return fmt.Sprintf("%dm ago", int(d.Minutes()))
 	case d < 0 && d > -time.Hour:
 		return fmt.Sprintf("in %dm", int(-d.Minutes()))
+	case d < 0 && d > -24*time.Hour:
+		return fmt.Sprintf("%s (in %dh%02dm)", t.Local().Format("15:04"), int(-d.Hours()), int(-d.Minutes())%60)
 	}
 	return t.Local().Format(time.DateTime)
 }

@@ -18,14 +18,20 @@ import (
 type stand struct {
 	st      updater.Status
 	changed chan struct{}
+	plan    updater.Plan
+	refuse  error
 }
 
 func (s *stand) Status(context.Context) (updater.Status, <-chan struct{}) { return s.st, s.changed }
 
-func (s *stand) CheckNow(context.Context, string, ...string) error {
-	s.st.LastCheck = time.Now()
-	return nil
+func (s *stand) Do(_ context.Context, _ string, c control.Command) error {
+	if c.Action == control.Check {
+		s.st.LastCheck = time.Now()
+	}
+	return s.refuse
 }
+
+func (s *stand) Plan(context.Context, string) (updater.Plan, error) { return s.plan, s.refuse }
 
 // ask runs one command line against a daemon with this status.
 func ask(t *testing.T, st updater.Status, args ...string) (code int, stdout, stderr string) {
@@ -67,7 +73,7 @@ func TestStatusAndItsExitCodes(t *testing.T) {
 		want []string
 	}{
 		{"idle", idle, []string{"status"}, exitOK, []string{"1.0.0 on USR-A, idle\nup to date\n"}},
-		{"armed", armed, []string{"status"}, exitReboot, []string{"USR-B  2         1      no", "boots next", "window     wait     outside the window", "-> set reboot.window_start"}},
+		{"armed", armed, []string{"status"}, exitReboot, []string{"USR-B    2         1      no", "boots next", "window     wait      outside the window", "-> set reboot.window_start"}},
 		{"json", idle, []string{"--json", "status"}, exitOK, []string{`"schema": "flipside.status/v1"`, `"why": "up to date"`}},
 		{"failed", failed, []string{"status"}, exitOK, []string{": failed\n", "last error"}},
 		{"check: nothing", idle, []string{"check"}, exitNothing, []string{"up to date"}},

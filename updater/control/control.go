@@ -27,15 +27,30 @@ import (
 
 // Request is what a client asks.
 type Request struct {
-	Method  string   `json:"method"` // status, watch or check
-	Forgive []string `json:"forgive,omitempty"`
+	Method  string   `json:"method"`            // status, watch, plan or do
+	Channel string   `json:"channel,omitempty"` // of a plan
+	Do      *Command `json:"do,omitempty"`
 }
 
 // Reply is one line of an answer.
 type Reply struct {
 	Status *updater.Status `json:"status,omitempty"`
+	Plan   *updater.Plan   `json:"plan,omitempty"`
 	Error  string          `json:"error,omitempty"`
-	Denied bool            `json:"denied,omitempty"` // the error is one of permission
+	Kind   string          `json:"kind,omitempty"` // of the error, if a program may want to know: denied, nothing, under-way, bad-command
+}
+
+// kinds are the errors that a program may want to tell apart, as the socket names them.
+var kinds = map[string]error{"denied": ErrDenied, "nothing": updater.ErrNothing, "under-way": updater.ErrUnderWay, "bad-command": ErrBadCommand}
+
+func failure(err error) Reply {
+	r := Reply{Error: err.Error()}
+	for name, kind := range kinds {
+		if errors.Is(err, kind) {
+			r.Kind = name
+		}
+	}
+	return r
 }
 
 // Errors of the client.
@@ -53,12 +68,6 @@ const (
 	// patience bounds how long a client may take to send its request or to take a line.
 	patience = 10 * time.Second
 )
-
-// Daemon is what the socket gives access to.
-type Daemon interface {
-	Status(context.Context) (updater.Status, <-chan struct{})
-	CheckNow(ctx context.Context, by string, forgive ...string) error
-}
 
 // Listen makes the socket at path, replacing one that nobody listens on.
 func Listen(path string) (*net.UnixListener, error) {
@@ -109,7 +118,8 @@ func Serve(ctx context.Context, l *net.UnixListener, d Daemon, log *slog.Logger)
 		wg.Go(func() {
 			defer func() { <-places }()
 			defer c.Close()
-			defer context.AfterFunc(ctx, func() { c.Close() })()
+			// Whoever has asked already gets an answer, also to the order that ends this; who has not is not waited for.
+			defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Now()) })()
 			if err := serve(ctx, c, d); err != nil {
 				log.Debug("control client", "error", err)
 			}
@@ -130,7 +140,7 @@ func serve(ctx context.Context, c *net.UnixConn, d Daemon) error {
 	}
 	var req Request
 	if err := json.Unmarshal(line, &req); err != nil {
-		return send(Reply{Error: fmt.Sprintf("the request is not JSON: %v", err)})
+		return send(failure(fmt.Errorf("%w: the request is not JSON: %w", ErrBadCommand, err)))
 	}
 	switch req.Method {
 	case "status":
@@ -163,21 +173,43 @@ func serve(ctx context.Context, c *net.UnixConn, d Daemon) error {
 				return nil
 			}
 		}
-	case "check":
-		uid, err := peer(c)
+	case "plan":
+		// The server is asked, which is not for everybody to make this host do.
+		if _, err := permitted(c); err != nil {
+			return send(failure(err))
+		}
+		p, err := d.Plan(ctx, req.Channel)
 		if err != nil {
-			return send(Reply{Error: err.Error()})
+			return send(failure(err))
 		}
-		if uid != 0 && uid != uint32(os.Getuid()) {
-			return send(Reply{Error: fmt.Sprintf("user %d may not ask for a check; root and user %d may", uid, os.Getuid()), Denied: true})
+		return send(Reply{Plan: &p})
+	case "do":
+		uid, err := permitted(c)
+		if err != nil {
+			return send(failure(err))
 		}
-		if err := d.CheckNow(ctx, fmt.Sprintf("user %d", uid), req.Forgive...); err != nil {
-			return send(Reply{Error: err.Error()})
+		if req.Do == nil {
+			return send(failure(fmt.Errorf("%w: it does not say what to do", ErrBadCommand)))
+		}
+		if err := d.Do(ctx, fmt.Sprintf("user %d", uid), *req.Do); err != nil {
+			return send(failure(err))
 		}
 		st, _ := d.Status(ctx)
 		return send(Reply{Status: &st})
 	}
-	return send(Reply{Error: fmt.Sprintf("unknown method %q", req.Method)})
+	return send(failure(fmt.Errorf("%w: unknown method %q", ErrBadCommand, req.Method)))
+}
+
+// permitted returns who asks, or [ErrDenied] if that is neither root nor the daemon's own user.
+func permitted(c *net.UnixConn) (uint32, error) {
+	uid, err := peer(c)
+	if err != nil {
+		return 0, err
+	}
+	if uid != 0 && uid != uint32(os.Getuid()) {
+		return 0, fmt.Errorf("%w to user %d; root and user %d may, and on the message bus whom polkit lets", ErrDenied, uid, os.Getuid())
+	}
+	return uid, nil
 }
 
 // peer returns the user at the other end of the socket.
@@ -200,6 +232,27 @@ func peer(c *net.UnixConn) (uint32, error) {
 // Call sends one request and gives each status that comes back to yield, until it returns false, the daemon ends the answer, or
 // ctx is done.
 func Call(ctx context.Context, path string, req Request, yield func(updater.Status) bool) error {
+	return call(ctx, path, req, func(r Reply) bool { return r.Status == nil || yield(*r.Status) })
+}
+
+// Do tells the daemon at path to do something and returns the status after it.
+func Do(ctx context.Context, path string, c Command) (st updater.Status, err error) {
+	err = Call(ctx, path, Request{Method: "do", Do: &c}, func(s updater.Status) bool { st = s; return true })
+	return st, err
+}
+
+// Plan asks the daemon at path what would happen with the offers of a channel.
+func Plan(ctx context.Context, path, channel string) (p updater.Plan, err error) {
+	err = call(ctx, path, Request{Method: "plan", Channel: channel}, func(r Reply) bool {
+		if r.Plan != nil {
+			p = *r.Plan
+		}
+		return true
+	})
+	return p, err
+}
+
+func call(ctx context.Context, path string, req Request, yield func(Reply) bool) error {
 	var nd net.Dialer
 	c, err := nd.DialContext(ctx, "unix", path)
 	if err != nil {
@@ -220,13 +273,10 @@ func Call(ctx context.Context, path string, req Request, yield func(updater.Stat
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
 			return fmt.Errorf("the answer of flipsided cannot be read: %w", err)
 		}
-		if r.Denied {
-			return fmt.Errorf("%w: %s", ErrDenied, r.Error)
-		}
 		if r.Error != "" {
-			return errors.New(r.Error)
+			return &Refusal{text: r.Error, kind: kinds[r.Kind]}
 		}
-		if r.Status != nil && !yield(*r.Status) {
+		if !yield(r) {
 			return nil
 		}
 	}
@@ -235,3 +285,13 @@ func Call(ctx context.Context, path string, req Request, yield func(updater.Stat
 	}
 	return ctx.Err()
 }
+
+// Refusal is an error that the daemon answered with. It is one of [ErrDenied], [ErrBadCommand], updater.ErrNothing and updater.ErrUnderWay, or
+// none that has a name.
+type Refusal struct {
+	text string
+	kind error
+}
+
+func (r *Refusal) Error() string { return r.text }
+func (r *Refusal) Unwrap() error { return r.kind }

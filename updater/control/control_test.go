@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/flipside-linux/flipside/updater"
 )
 
@@ -21,7 +24,8 @@ type daemon struct {
 	mu      sync.Mutex
 	st      updater.Status
 	changed chan struct{}
-	forgave []string
+	did     []Command
+	refuse  error
 }
 
 func (d *daemon) Status(context.Context) (updater.Status, <-chan struct{}) {
@@ -33,11 +37,15 @@ func (d *daemon) Status(context.Context) (updater.Status, <-chan struct{}) {
 	return d.st, d.changed
 }
 
-func (d *daemon) CheckNow(_ context.Context, _ string, forgive ...string) error {
+func (d *daemon) Do(_ context.Context, by string, c Command) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.forgave = forgive
-	return nil
+	d.did = append(d.did, c)
+	return d.refuse
+}
+
+func (d *daemon) Plan(_ context.Context, channel string) (updater.Plan, error) {
+	return updater.Plan{Channel: channel}, nil
 }
 
 func (d *daemon) set(why string) {
@@ -69,7 +77,7 @@ func serveTest(t *testing.T, d Daemon) string {
 	return path
 }
 
-func TestStatusAndCheck(t *testing.T) {
+func TestStatusCommandsAndPlan(t *testing.T) {
 	d := &daemon{}
 	d.set("up to date")
 	path := serveTest(t, d)
@@ -78,11 +86,24 @@ func TestStatusAndCheck(t *testing.T) {
 	if err := Call(t.Context(), path, Request{Method: "status"}, keep); err != nil || got.Why != "up to date" {
 		t.Errorf("status: %v, %+v", err, got)
 	}
-	if err := Call(t.Context(), path, Request{Method: "check", Forgive: []string{"2.0.0"}}, keep); err != nil {
-		t.Error(err)
+	until := time.Date(2026, 11, 24, 18, 0, 0, 0, time.UTC)
+	want := []Command{{Action: Check, Forgive: []string{"2.0.0"}}, {Action: Pause, Reason: "moving racks", Until: until}}
+	for _, c := range want {
+		if _, err := Do(t.Context(), path, c); err != nil {
+			t.Error(err)
+		}
 	}
-	if len(d.forgave) != 1 || d.forgave[0] != "2.0.0" {
-		t.Errorf("forgave %q", d.forgave)
+	if diff := cmp.Diff(want, d.did); diff != "" {
+		t.Errorf("what arrived differs (-want +got):\n%s", diff)
+	}
+	for _, sentinel := range []error{updater.ErrNothing, updater.ErrUnderWay, ErrBadCommand} {
+		d.refuse = fmt.Errorf("%w: because", sentinel)
+		if _, err := Do(t.Context(), path, Command{Action: Rollback}); !errors.Is(err, sentinel) || !strings.HasSuffix(err.Error(), ": because") {
+			t.Errorf("error %v, want %v and its reason", err, sentinel)
+		}
+	}
+	if p, err := Plan(t.Context(), path, "beta"); err != nil || p.Channel != "beta" {
+		t.Errorf("plan: %v, %+v", err, p)
 	}
 	if err := Call(t.Context(), path, Request{Method: "dance"}, keep); err == nil || !strings.Contains(err.Error(), `unknown method "dance"`) {
 		t.Errorf("error = %v", err)

@@ -16,8 +16,8 @@ import (
 // gatekeeper asks the host's gates, and speaks with the cluster's semaphore if there is one.
 type gatekeeper struct {
 	download  []reboot.Gate
-	panel     *reboot.Panel // before the reboot
-	pin       string
+	panel     *reboot.Panel  // before the reboot
+	target    *target        // holds the pin
 	semaphore lock.Semaphore // nil: this host reboots without asking anybody
 	group     string
 	zone      string
@@ -52,17 +52,21 @@ func (g *gatekeeper) gate(o omaha.Offer) *reboot.Semaphore {
 	return &reboot.Semaphore{Lock: g.semaphore, Claim: g.claim(o)}
 }
 
-func (g *gatekeeper) Ask(ctx context.Context, stage updater.Stage, o omaha.Offer) updater.GatesAnswered {
+func (g *gatekeeper) Ask(ctx context.Context, stage updater.Stage, o omaha.Offer, waive bool) updater.GatesAnswered {
 	if stage == updater.BeforeDownload {
 		return g.askDownload(ctx, o)
 	}
 	ev := updater.GatesAnswered{Stage: stage}
+	panel := g.panel
+	if waive {
+		panel = &reboot.Panel{Gates: passedOver(panel.Gates), Last: passedOver(panel.Last), Limit: panel.Limit}
+	}
 	if g.semaphore == nil {
-		ev.Answers = g.panel.Ask(ctx, g.now())
+		ev.Answers = panel.Ask(ctx, g.now())
 		return ev
 	}
 	gate := g.gate(o)
-	ev.Answers = g.panel.Ask(ctx, g.now(), gate)
+	ev.Answers = panel.Ask(ctx, g.now(), gate)
 	ev.Halted = gate.Halted()
 	g.token.Store(gate.Standing().Token)
 	return ev
@@ -70,7 +74,8 @@ func (g *gatekeeper) Ask(ctx context.Context, stage updater.Stage, o omaha.Offer
 
 func (g *gatekeeper) askDownload(ctx context.Context, o omaha.Offer) updater.GatesAnswered {
 	ev := updater.GatesAnswered{Stage: updater.BeforeDownload}
-	ev.Answers = append(reboot.Ask(ctx, g.now(), g.download), pinGate(g.pin, o))
+	_, pin := g.target.get()
+	ev.Answers = append(reboot.Ask(ctx, g.now(), g.download), pinGate(pin, o))
 	if g.semaphore == nil {
 		return ev
 	}
@@ -104,9 +109,9 @@ func (g *gatekeeper) Changed(ctx context.Context, o omaha.Offer) error {
 }
 
 // Rebooting tells the cluster that this host goes down now. If that cannot be told, it does not go down.
-func (g *gatekeeper) Rebooting(ctx context.Context, o omaha.Offer) error {
+func (g *gatekeeper) Rebooting(ctx context.Context, o omaha.Offer, waive bool) error {
 	if g.semaphore == nil {
-		if a, stop := reboot.First(g.panel.Local(ctx, g.now)); stop {
+		if a, stop := reboot.First(g.panel.Local(ctx, g.now)); stop && !waive {
 			return fmt.Errorf("%s: %s", a.Gate, a.Why)
 		}
 		return nil
@@ -117,7 +122,7 @@ func (g *gatekeeper) Rebooting(ctx context.Context, o omaha.Offer) error {
 		return err
 	}
 	// The host's own gates once more, with nothing between them and the reboot: the semaphore may have taken its time.
-	if a, stop := reboot.First(g.panel.Local(ctx, g.now)); stop {
+	if a, stop := reboot.First(g.panel.Local(ctx, g.now)); stop && !waive {
 		return fmt.Errorf("%s: %s", a.Gate, a.Why)
 	}
 	return nil

@@ -2,10 +2,7 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"strings"
 	"time"
 
@@ -38,29 +35,6 @@ func rebootGates(c config.Config) (*reboot.Panel, error) {
 	return p, nil
 }
 
-// pauseGate stops updates while a file exists; what is in it is the reason.
-type pauseGate struct{ path string }
-
-func (g pauseGate) Name() string { return "pause" }
-
-func (g pauseGate) Ask(_ context.Context, now time.Time) reboot.Answer {
-	a := reboot.Answer{Gate: g.Name(), Hint: "rm " + g.path}
-	info, err := os.Stat(g.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return reboot.Answer{Gate: g.Name(), Verdict: reboot.Go}
-	}
-	if err != nil {
-		a.Why = fmt.Sprintf("cannot see whether updates are paused: %v", err)
-		return a
-	}
-	a.Verdict, a.Since, a.Why = reboot.Wait, info.ModTime(), "updates are paused on this host"
-	if data, err := os.ReadFile(g.path); err == nil && len(data) > 0 {
-		line, _, _ := strings.Cut(string(data), "\n")
-		a.Why += ": " + omaha.Printable(strings.TrimSpace(line))
-	}
-	return a
-}
-
 // strategyGate is the host's own word on reboots.
 type strategyGate struct{ strategy string }
 
@@ -68,7 +42,7 @@ func (g strategyGate) Name() string { return "strategy" }
 
 func (g strategyGate) Ask(context.Context, time.Time) reboot.Answer {
 	if g.strategy == "off" {
-		return reboot.Answer{Gate: g.Name(), Verdict: reboot.Wait, Why: "this host never reboots by itself (reboot.strategy is off)", Hint: "reboot it, or set reboot.strategy"}
+		return reboot.Answer{Gate: g.Name(), Verdict: reboot.Wait, Why: "this host never reboots by itself (reboot.strategy is off)", Hint: "flipside reboot --now, or set reboot.strategy", Evidence: "reboot.strategy = \"off\""}
 	}
 	return reboot.Answer{Gate: g.Name(), Verdict: reboot.Go}
 }
@@ -78,5 +52,5 @@ func pinGate(pin string, o omaha.Offer) reboot.Answer {
 	if pin == "" || o.Version == pin || strings.HasPrefix(o.Version, strings.TrimSuffix(pin, ".")+".") {
 		return reboot.Answer{Gate: "pin", Verdict: reboot.Go}
 	}
-	return reboot.Answer{Gate: "pin", Verdict: reboot.Wait, Why: fmt.Sprintf("this host is pinned to %s and %s is offered", pin, o.Version), Hint: "change update.pin"}
+	return reboot.Answer{Gate: "pin", Verdict: reboot.Wait, Why: fmt.Sprintf("this host is pinned to %s and %s is offered", pin, o.Version), Hint: "flipside unpin", Evidence: fmt.Sprintf("update.pin = %q", pin)}
 }

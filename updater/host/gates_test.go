@@ -87,10 +87,10 @@ func TestGatesAreAskedAtTheLastInstant(t *testing.T) {
 	k := lock.On(lock.NewMemory(), lock.Options{})
 	g := keeper(t, c, inhibiting{k, filepath.Join(c.InhibitDir(), "backup")}, time.Now)
 	o := omaha.Offer{Version: "2.0.0"}
-	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o).Answers); stop {
+	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o, false).Answers); stop {
 		t.Fatalf("%+v", a)
 	}
-	if err := g.Rebooting(t.Context(), o); err == nil || !strings.Contains(err.Error(), "a backup has just begun") {
+	if err := g.Rebooting(t.Context(), o, false); err == nil || !strings.Contains(err.Error(), "a backup has just begun") {
 		t.Fatalf("Rebooting = %v", err)
 	}
 	st, err := k.State(t.Context(), "web")
@@ -112,11 +112,11 @@ func TestWindowIsAskedAtTheLastInstant(t *testing.T) {
 	k := lock.On(lock.NewMemory(), lock.Options{Now: func() time.Time { return now }})
 	g := keeper(t, c, k, func() time.Time { return now })
 	o := omaha.Offer{Version: "2.0.0"}
-	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o).Answers); stop {
+	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o, false).Answers); stop {
 		t.Fatalf("%+v", a)
 	}
 	now = now.Add(time.Minute)
-	if err := g.Rebooting(t.Context(), o); err == nil || !strings.HasPrefix(err.Error(), "window: ") {
+	if err := g.Rebooting(t.Context(), o, false); err == nil || !strings.HasPrefix(err.Error(), "window: ") {
 		t.Errorf("Rebooting = %v", err)
 	}
 }
@@ -127,7 +127,7 @@ func TestRebootingIsFenced(t *testing.T) {
 	k := lock.On(lock.NewMemory(), lock.Options{})
 	g := keeper(t, c, k, time.Now)
 	o := omaha.Offer{Version: "2.0.0"}
-	g.Ask(t.Context(), updater.BeforeReboot, o)
+	g.Ask(t.Context(), updater.BeforeReboot, o, false)
 	for range 2 {
 		if err := k.Release(t.Context(), "web", "a", lock.Verdict{Outcome: lock.Forced}); err != nil {
 			t.Fatal(err)
@@ -136,7 +136,7 @@ func TestRebootingIsFenced(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := g.Rebooting(t.Context(), o); !errors.Is(err, lock.ErrFenced) {
+	if err := g.Rebooting(t.Context(), o, false); !errors.Is(err, lock.ErrFenced) {
 		t.Errorf("Rebooting = %v, want ErrFenced", err)
 	}
 }
@@ -154,14 +154,14 @@ func TestFleetLockFromConfig(t *testing.T) {
 	defer closer()
 	g := keeper(t, c, sem, time.Now)
 	o := omaha.Offer{Version: "2.0.0"}
-	if ev := g.Ask(t.Context(), updater.BeforeDownload, o); len(ev.Answers) == 0 || ev.Answers[0].Verdict != reboot.Go {
+	if ev := g.Ask(t.Context(), updater.BeforeDownload, o, false); len(ev.Answers) == 0 || ev.Answers[0].Verdict != reboot.Go {
 		t.Errorf("before the download: %+v", ev)
 	}
-	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o).Answers); stop {
+	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o, false).Answers); stop {
 		t.Fatalf("%+v", a)
 	}
 	for _, step := range []func() error{
-		func() error { return g.Rebooting(t.Context(), o) },
+		func() error { return g.Rebooting(t.Context(), o, false) },
 		func() error { return g.Booted(t.Context()) },
 		func() error {
 			return g.Verdict(t.Context(), updater.Verdict{Version: "2.0.0", Reason: "port 80 does not answer"})
@@ -171,7 +171,52 @@ func TestFleetLockFromConfig(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if ev := g.Ask(t.Context(), updater.BeforeReboot, o); !strings.Contains(ev.Halted, "port 80") {
+	if ev := g.Ask(t.Context(), updater.BeforeReboot, o, false); !strings.Contains(ev.Halted, "port 80") {
 		t.Errorf("after the failure: %+v", ev)
+	}
+}
+
+// By order, the host's own gates are passed over and the semaphore is not.
+func TestAnOrderPassesOverTheHostsGatesOnly(t *testing.T) {
+	c := parse(t, exit)
+	c.Reboot.Strategy = "off"
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	g := keeper(t, c, k, time.Now)
+	o := omaha.Offer{Version: "2.0.0"}
+	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o, false).Answers); !stop || a.Gate != "strategy" || a.Hint == "" {
+		t.Fatalf("without an order: %+v", a)
+	}
+	if err := k.SetMax(t.Context(), g.group, 0); err != nil {
+		t.Fatal(err)
+	}
+	if a, stop := reboot.First(g.Ask(t.Context(), updater.BeforeReboot, o, true).Answers); !stop || a.Gate != "semaphore" {
+		t.Fatalf("by order, with no slot: %+v", a)
+	}
+	if err := k.SetMax(t.Context(), g.group, 1); err != nil {
+		t.Fatal(err)
+	}
+	ev := g.Ask(t.Context(), updater.BeforeReboot, o, true)
+	if a, stop := reboot.First(ev.Answers); stop {
+		t.Fatalf("by order, with a slot: %+v", a)
+	}
+	if !strings.Contains(ev.Answers[1].Why, "passed over by order: this host never reboots by itself") {
+		t.Errorf("it does not say what was passed over: %+v", ev.Answers)
+	}
+	if err := g.Rebooting(t.Context(), o, true); err != nil {
+		t.Errorf("Rebooting = %v", err)
+	}
+}
+
+// A forecast takes no place in the queue.
+func TestForecastClaimsNothing(t *testing.T) {
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	g := keeper(t, parse(t, exit), k, time.Now)
+	answers := g.Forecast(t.Context(), updater.BeforeReboot, omaha.Offer{Version: "2.0.0"})
+	if a, stop := reboot.First(answers); stop || !strings.Contains(answers[len(answers)-1].Why, "1 of 1 slots") {
+		t.Errorf("%+v, %+v", a, answers)
+	}
+	st, err := k.State(t.Context(), g.group)
+	if err != nil || len(st.Holders)+len(st.Queue) != 0 {
+		t.Errorf("the forecast left a mark: %+v, %v", st, err)
 	}
 }

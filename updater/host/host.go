@@ -22,7 +22,7 @@ import (
 
 // Run builds the engine that c describes and runs it until ctx is done. An error that is a *reboot.ExitError asks for the process to end.
 func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
-	e, closer, err := assemble(c, log)
+	e, goal, closer, err := assemble(c, log)
 	if err != nil {
 		return err
 	}
@@ -31,44 +31,45 @@ func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	d := &operator{engine: e, conf: c, target: goal, now: time.Now}
 	serving, stop := context.WithCancel(ctx)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		if err := control.Serve(serving, l, e, log); err != nil {
+		if err := control.Serve(serving, l, d, log); err != nil {
 			log.Error("the control socket is gone", "error", err)
 		}
 	}()
 	told := make(chan struct{})
-	go func() { defer close(told); notify(serving, e) }()
+	go func() { defer close(told); notify(serving, d) }()
 	defer func() { stop(); <-served; <-told }()
 	log.Info("flipsided runs", "phase", e.Core.State.Phase, "socket", c.Socket())
 	return e.Run(ctx)
 }
 
-func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error, error) {
+func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func() error, error) {
 	machineID, err := readLine("machine id", c.Host.MachineID)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	bootID, err := readLine("boot id", c.Host.BootID)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	version, err := osVersion(c.Host.OSRelease)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if err := os.MkdirAll(c.Paths.State, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("making the state directory: %w", err)
+		return nil, nil, nil, fmt.Errorf("making the state directory: %w", err)
 	}
 	h, err := omaha.NewHTTP(omaha.HTTPOptions{RateLimit: int64(c.Update.RateLimit)})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	gates, err := rebootGates(c)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	var rebooter reboot.Rebooter = reboot.Logind{}
 	if c.Reboot.Method == "exit" {
@@ -77,23 +78,24 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 	store := updater.Store{Path: filepath.Join(c.Paths.State, "state.json")}
 	state, err := loadState(store, log)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	sem, closer, err := semaphore(c.Lock)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	guard, err := newGuard(c, log)
 	if err != nil {
-		return nil, nil, errors.Join(err, closer())
+		return nil, nil, nil, errors.Join(err, closer())
 	}
 	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version, guard: guard}
 	if err := in.locate(os.DirFS("/")); err != nil {
-		return nil, nil, errors.Join(err, closer())
+		return nil, nil, nil, errors.Join(err, closer())
 	}
 	if facts, err := in.Facts(context.Background()); err == nil && facts.Slots[facts.Running].Successful {
 		guard.raise(facts.Running, version) // what power or a missing TPM kept from being done after the last confirmation
 	}
+	goal := &target{channel: c.Update.Channel, pin: c.Update.Pin}
 	e := &updater.Engine{
 		Core: &updater.Core{
 			State: state, Rand: rand.Float64,
@@ -106,7 +108,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 		Installer: in,
 		Gates: &gatekeeper{
 			download: []reboot.Gate{pauseGate{c.PauseFile()}}, panel: gates,
-			pin: c.Update.Pin, semaphore: sem, group: c.Lock.Group, zone: c.Lock.Zone, class: c.Lock.Class,
+			target: goal, semaphore: sem, group: c.Lock.Group, zone: c.Lock.Zone, class: c.Lock.Class,
 			host: lockName(c.Host.Alias, machineID), bootID: bootID, version: version,
 			timeout: time.Duration(c.Lock.Timeout), now: time.Now,
 		},
@@ -119,13 +121,13 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, func() error,
 			URL: c.Update.Server, AppID: c.Update.App, Version: version, Track: c.Update.Channel, Board: c.Update.Board,
 			MachineID: machineID, MachineAlias: c.Host.Alias, BootID: bootID, HTTP: h, AllowPlainHTTP: c.Update.HTTP,
 		},
-		prefix: c.Update.Pin, downgrade: c.Update.Downgrade,
+		target: goal, downgrade: c.Update.Downgrade,
 		why: e.Hold,
 	}
 	if c.Update.Server == config.Disabled {
 		e.Server = noServer{}
 	}
-	return e, closer, nil
+	return e, goal, closer, nil
 }
 
 // loadState reads the saved state. One that cannot be read is put aside, not thrown away, and the host goes on from what its disk says.

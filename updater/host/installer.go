@@ -336,6 +336,9 @@ func (in *installer) forget() {
 
 func (in *installer) Arm(_ context.Context, u updater.Update) error {
 	defer in.forget()
+	if u.Rollback != "" {
+		return in.goBack(u.ToSlot)
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.disk == nil || in.proofOf != u.Offer.SHA256 {
@@ -345,6 +348,20 @@ func (in *installer) Arm(_ context.Context, u updater.Update) error {
 		return err
 	}
 	return in.ready.Arm(int(in.conf.Slots.Tries))
+}
+
+// goBack makes a slot that was good before boot next.
+func (in *installer) goBack(slot string) error {
+	d, err := in.open(false)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	run, err := in.proof(d)
+	if err != nil {
+		return err
+	}
+	return d.GoBack(run, slot, int(in.conf.Slots.Tries))
 }
 
 func (in *installer) Disarm(ctx context.Context, slot string) error {

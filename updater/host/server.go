@@ -11,14 +11,16 @@ import (
 // server is the update server as the engine asks it.
 type server struct {
 	client    omaha.Client
-	prefix    string // of the versions that are accepted
+	target    *target // the channel that is asked for, and the prefix of the versions that are accepted
 	downgrade bool
 	why       func() string // what the host waits for, for the server's list of hosts
 }
 
 func (s *server) Check(ctx context.Context, onDemand, unwedge bool) updater.Answered {
-	a, err := s.client.Check(ctx, omaha.CheckRequest{
-		OnDemand: onDemand, Reset: unwedge, AllowDowngrade: s.downgrade, VersionPrefix: s.prefix, Hold: s.why(),
+	client, pin := s.client, ""
+	client.Track, pin = s.target.get()
+	a, err := client.Check(ctx, omaha.CheckRequest{
+		OnDemand: onDemand, Reset: unwedge, AllowDowngrade: s.downgrade, VersionPrefix: pin, Hold: s.why(),
 	})
 	if err != nil {
 		ev := updater.Answered{Err: err}
@@ -31,7 +33,11 @@ func (s *server) Check(ctx context.Context, onDemand, unwedge bool) updater.Answ
 	return updater.Answered{Offer: a.Offer, Reason: a.Reason.Text, Wedged: a.Reason.Kind == omaha.InProgress, Retry: a.PollInterval}
 }
 
-func (s *server) Report(ctx context.Context, ev omaha.Event) error { return s.client.Report(ctx, ev) }
+func (s *server) Report(ctx context.Context, ev omaha.Event) error {
+	client := s.client
+	client.Track, _ = s.target.get()
+	return client.Report(ctx, ev)
+}
 
 // noServer is there when update.server is "disabled".
 type noServer struct{}

@@ -1,0 +1,163 @@
+package host
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/flipside-linux/flipside/reboot"
+	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/control"
+)
+
+// operator is what the control socket and the message bus see: the engine, and the settings of the host that can be changed at run time.
+type operator struct {
+	engine *updater.Engine
+	conf   config.Config
+	target *target
+	load   func() (config.Config, error) // for a reload; nil if there is none
+	reload func()                        // asks for it
+	now    func() time.Time
+}
+
+var _ control.Daemon = (*operator)(nil)
+
+// target is the channel that the server is asked for, and the pin. An operator may change them while the engine runs.
+type target struct {
+	mu           sync.Mutex
+	channel, pin string
+}
+
+func (t *target) get() (channel, pin string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.channel, t.pin
+}
+
+func (t *target) set(channel, pin string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.channel, t.pin = channel, pin
+}
+
+// Status implements control.Daemon.
+func (d *operator) Status(ctx context.Context) (updater.Status, <-chan struct{}) {
+	st, changed := d.engine.Status(ctx)
+	st.Channel, st.Pin = d.target.get()
+	if st.Phase != updater.Idle {
+		return st, changed
+	}
+	// An idle host asks its gates only about an offer. That it is paused is worth saying before there is one.
+	for _, g := range st.Gates {
+		if g.Gate == pauseGate.Name(pauseGate{}) && g.Verdict != reboot.Go {
+			return st, changed
+		}
+	}
+	a := pauseGate{d.conf.PauseFile()}.Ask(ctx, d.now())
+	if a.Gate = (pauseGate{}).Name(); a.Verdict != reboot.Go {
+		st.Stage, st.Blocked = updater.BeforeDownload, true
+		st.Gates = append([]reboot.Answer{a}, st.Gates...)
+		if st.LastError == "" || st.ErrorAt.Before(st.LastCheck) {
+			st.Why = a.Why
+		}
+	}
+	return st, changed
+}
+
+// Do implements control.Daemon.
+func (d *operator) Do(ctx context.Context, by string, c control.Command) error {
+	switch c.Action {
+	case control.Check:
+		return d.engine.CheckNow(ctx, by, c.Forgive...)
+	case control.Pause:
+		if !c.Until.IsZero() && !c.Until.After(d.now()) {
+			return fmt.Errorf("%w: the pause would end at %s, which is over", control.ErrBadCommand, c.Until.Format(time.DateTime))
+		}
+		if err := (pause{Reason: c.Reason, By: by, Until: c.Until}).write(d.conf.PauseFile()); err != nil {
+			return err
+		}
+		return d.engine.Reconsider(ctx)
+	case control.Resume:
+		if err := unpause(d.conf.PauseFile()); err != nil {
+			return err
+		}
+		return d.engine.Reconsider(ctx)
+	case control.SetChannel:
+		return d.choose(ctx, by, "channel", c.Value, func(ch *config.Choices) **string { return &ch.Channel })
+	case control.SetPin:
+		return d.choose(ctx, by, "pin", c.Value, func(ch *config.Choices) **string { return &ch.Pin })
+	case control.Cancel:
+		return d.engine.Cancel(ctx, by)
+	case control.Rollback:
+		return d.engine.GoBack(ctx, by)
+	case control.Reboot, control.RebootNow:
+		return d.engine.RebootNow(ctx, by, c.Action == control.RebootNow)
+	case control.Reload:
+		if d.load == nil || d.reload == nil {
+			return fmt.Errorf("%w: this daemon has no configuration to read again", updater.ErrNothing)
+		}
+		if _, err := d.load(); err != nil { // said to whoever asks, and not only to the journal
+			return fmt.Errorf("the configuration cannot be used; the old one stays: %w", err)
+		}
+		d.reload()
+		return nil
+	}
+	return fmt.Errorf("%w: unknown action %q", control.ErrBadCommand, c.Action)
+}
+
+// choose changes one of the operator's choices, durably first, and asks the server at once.
+func (d *operator) choose(ctx context.Context, by, what, value string, field func(*config.Choices) **string) error {
+	if len(value) > 64 || strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint(r) || r == ' ' }) {
+		return fmt.Errorf("%w: %s %q: want at most 64 printable ASCII characters without spaces", control.ErrBadCommand, what, value)
+	}
+	choices, err := config.ReadChoices(d.conf.Paths.State)
+	if err != nil {
+		return err
+	}
+	if *field(&choices) = &value; value == "" {
+		*field(&choices) = nil
+	}
+	if err := choices.Save(d.conf.Paths.State); err != nil {
+		return err
+	}
+	conf := d.conf
+	if d.load != nil {
+		if conf, err = d.load(); err != nil {
+			return fmt.Errorf("the choice is saved, but the configuration cannot be used: %w", err)
+		}
+	} else {
+		conf.Update.Channel, conf.Update.Pin = cmp.Or(deref(choices.Channel), conf.Update.Channel), cmp.Or(deref(choices.Pin), conf.Update.Pin)
+	}
+	d.target.set(conf.Update.Channel, conf.Update.Pin)
+	return d.engine.CheckNow(ctx, by)
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// Plan implements control.Daemon.
+func (d *operator) Plan(ctx context.Context, channel string) (updater.Plan, error) {
+	own, pin := d.target.get()
+	srv := d.engine.Server
+	if s, ok := srv.(*server); ok && channel != "" && channel != own {
+		other := *s
+		other.target = &target{channel: channel, pin: pin}
+		srv = &other
+	}
+	p, err := d.engine.Plan(ctx, srv)
+	if err != nil {
+		return updater.Plan{}, fmt.Errorf("asking the server for a plan: %w", errors.Join(err, ctx.Err()))
+	}
+	p.Channel = cmp.Or(channel, own)
+	return p, nil
+}
