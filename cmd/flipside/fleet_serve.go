@@ -48,7 +48,7 @@ Clients name themselves and are believed: keep the address where only they reach
 			ctx, cancel := context.WithCancel(cmd.Context())
 			defer cancel()
 			if s.store != "" {
-				return a.serveSingle(ctx, s.store, listen, secure, srv)
+				return a.serveSingle(ctx, s.store, listen, secure, srv, nil)
 			}
 			return s.with(ctx, func(k *lock.Keeper) error {
 				srv.Semaphore = k
@@ -66,7 +66,7 @@ Clients name themselves and are believed: keep the address where only they reach
 }
 
 // serveSingle keeps a semaphore in a directory, answers FleetLock clients from it, and lends it to the fleet commands.
-func (a *app) serveSingle(ctx context.Context, dir, listen string, secure *tls.Config, srv *fleetlock.Server) error {
+func (a *app) serveSingle(ctx context.Context, dir, listen string, secure *tls.Config, srv *fleetlock.Server, opened func(*lock.Keeper)) error {
 	store, err := single.Open(dir)
 	if errors.Is(err, single.ErrBusy) {
 		return withExit(exitBusy, err)
@@ -82,6 +82,9 @@ func (a *app) serveSingle(ctx context.Context, dir, listen string, secure *tls.C
 	}()
 	k := lock.On(store, lock.Options{})
 	srv.Semaphore = k
+	if opened != nil {
+		opened(k)
+	}
 	err = a.serveFleetLock(ctx, listen, secure, srv)
 	cancel()
 	return errors.Join(err, <-lent, k.Close())

@@ -9,27 +9,45 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/spf13/cobra"
-
 	"github.com/google/renameio/v2"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/payload"
 )
 
-// publisher makes a publisher for dir. With keys, a payload is published only when one of them signed it.
-func publisher(dir string, keys []string) (*server.Publisher, error) {
-	p := &server.Publisher{Dir: dir}
+// publisher makes a publisher for dir, which publishes only what one of the keys signed: the given ones, or those in
+// DIR/keys. Without any it refuses, unless unverified says that this is meant.
+func publisher(dir string, keys []string, unverified bool) (*server.Publisher, error) {
+	verify, err := verifier(keysOf(dir, keys))
+	if err != nil {
+		return nil, err
+	}
+	if verify == nil && !unverified {
+		return nil, withHint(usagef("there is no key to check the payload's signature with"),
+			"name it with --key, put it into %s once and for all, or say --unverified", filepath.Join(dir, "keys"))
+	}
+	if unverified && len(keys) > 0 {
+		return nil, usagef("--key and --unverified contradict each other")
+	}
+	if unverified {
+		verify = nil
+	}
+	return &server.Publisher{Dir: dir, Verify: verify}, nil
+}
+
+// verifier checks a payload with keys; without any it is nil.
+func verifier(keys []string) (func(context.Context, string) error, error) {
 	if len(keys) == 0 {
-		return p, nil
+		return nil, nil
 	}
 	ring, err := payload.LoadKeys(keys...)
 	if err != nil {
 		return nil, err
 	}
-	p.Verify = func(ctx context.Context, path string) error { return verifyPayload(ctx, path, ring) }
-	return p, nil
+	return func(ctx context.Context, path string) error { return verifyPayload(ctx, path, ring) }, nil
 }
 
 // verifyPayload checks everything of a payload that a host would check, down to the last operation, by applying it to
@@ -53,6 +71,11 @@ func verifyPayload(ctx context.Context, path string, ring *payload.Keyring) erro
 	return withExit(exitVerify, p.Apply(ctx, payload.ApplyOptions{Targets: targets}))
 }
 
+func keyFlags(f *pflag.FlagSet, keys *[]string, unverified *bool) {
+	f.StringArrayVar(keys, "key", nil, "take only what this key signed, PEM; may be given again (default DIR/keys)")
+	f.BoolVar(unverified, "unverified", false, "take a payload whatever its signature: the hosts check it in any case")
+}
+
 // nowhere takes an image and keeps nothing of it.
 type nowhere struct{}
 
@@ -64,6 +87,7 @@ func (a *app) releaseMirror(dir *string) *cobra.Command {
 	var opt omaha.HTTPOptions
 	var channel string
 	var keys []string
+	var unverified bool
 	cmd := &cobra.Command{
 		Use:   "mirror URL",
 		Short: "bring a channel up to what another server holds, payloads included",
@@ -73,7 +97,7 @@ from --since to the newest, and move the channel here. What is here already is n
     --app-id '{e96281a6-d1af-4bde-9a0a-97b76e56dc57}' https://public.update.flatcar-linux.net/v1/update/`,
 		Args: exactArgs(1, "the URL of a server"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := publisher(*dir, keys)
+			p, err := publisher(*dir, keys, unverified)
 			if err != nil {
 				return err
 			}
@@ -109,7 +133,7 @@ from --since to the newest, and move the channel here. What is here already is n
 	f.StringVar(&up.Board, "board", "amd64-usr", "the board to ask for")
 	f.StringVar(&up.Since, "since", "0.0.0", "the oldest version that hosts here still run")
 	f.StringVar(&channel, "channel", "", "the channel here (default: the same name)")
-	f.StringArrayVar(&keys, "key", nil, "publish only what this key signed, PEM; may be given again")
+	keyFlags(f, &keys, &unverified)
 	f.StringVar(&opt.Proxy, "proxy", "", "proxy to use (default: the environment's; \"direct\": none)")
 	f.StringArrayVar(&opt.CAFiles, "ca", nil, "trust this authority as well, PEM; may be given again")
 	return cmd
@@ -175,12 +199,13 @@ func (a *app) releaseExport(dir *string) *cobra.Command {
 
 func (a *app) releaseImport(dir *string) *cobra.Command {
 	var keys []string
+	var unverified bool
 	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "read a file that export wrote",
 		Args:  exactArgs(1, "a FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := publisher(*dir, keys)
+			p, err := publisher(*dir, keys, unverified)
 			if err != nil {
 				return err
 			}
@@ -208,6 +233,6 @@ func (a *app) releaseImport(dir *string) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringArrayVar(&keys, "key", nil, "accept only what this key signed, PEM; may be given again")
+	keyFlags(cmd.Flags(), &keys, &unverified)
 	return cmd
 }

@@ -34,6 +34,7 @@ func (a *app) releaseCommand() *cobra.Command {
 		a.releasePause(&dir, "pause", "let no further host begin with a channel's version", true),
 		a.releasePause(&dir, "resume", "go on with a paused or stopped rollout", false),
 		a.releaseHosts(), a.releaseEvents(), a.releaseMirror(&dir), a.releaseExport(&dir), a.releaseImport(&dir),
+		a.releaseSet(&dir), a.releaseWithdraw(&dir), a.releaseBackup(&dir),
 	)
 	return cmd
 }
@@ -41,6 +42,7 @@ func (a *app) releaseCommand() *cobra.Command {
 func (a *app) releasePublish(dir *string) *cobra.Command {
 	var channel, version string
 	var keys []string
+	var unverified bool
 	cmd := &cobra.Command{
 		Use:   "publish FILE",
 		Short: "put a payload into the directory and move a channel to it",
@@ -49,7 +51,7 @@ func (a *app) releasePublish(dir *string) *cobra.Command {
 			if version == "" {
 				return usagef("--version is missing")
 			}
-			p, err := publisher(*dir, keys)
+			p, err := publisher(*dir, keys, unverified)
 			if err != nil {
 				return err
 			}
@@ -85,7 +87,7 @@ func (a *app) releasePublish(dir *string) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&channel, "channel", "", "the channel to move to it (default: none)")
 	cmd.Flags().StringVar(&version, "version", "", "the release's version, SemVer 2")
-	cmd.Flags().StringArrayVar(&keys, "key", nil, "publish only what this key signed, PEM; may be given again")
+	keyFlags(cmd.Flags(), &keys, &unverified)
 	return cmd
 }
 
@@ -313,29 +315,10 @@ func (a *app) sayChannel(name string, ch server.Channel) {
 
 // rolloutWords says in one line how a channel is rolled out.
 func rolloutWords(c server.Channel) string {
-	var words []string
-	switch {
-	case c.Stopped != "":
-		words = append(words, "stopped: "+c.Stopped)
-	case c.Paused:
-		words = append(words, "paused")
+	if h := c.Halted(); h != "" {
+		return h + ", " + c.Words()
 	}
-	if c.Percent > 0 && c.Percent < 100 {
-		words = append(words, fmt.Sprintf("%d %% of the hosts", c.Percent))
-	} else {
-		words = append(words, "all hosts")
-	}
-	if c.MaxConcurrent > 0 {
-		words = append(words, fmt.Sprintf("%d at once", c.MaxConcurrent))
-	}
-	if c.MaxPerPeriod > 0 {
-		period := c.Period
-		if period == "" {
-			period = "1h"
-		}
-		words = append(words, fmt.Sprintf("%d per %s", c.MaxPerPeriod, period))
-	}
-	return strings.Join(words, ", ")
+	return c.Words()
 }
 
 func orDash(s string) string {

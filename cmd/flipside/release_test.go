@@ -71,7 +71,21 @@ func TestReleaseAndServe(t *testing.T) {
 	run(exitFailed, "publish into it first", "release", "list", "--dir", dir)
 	publish(exitVerify, "signature", "1.1.0", one, "--key", other)
 	publish(0, "channel stable: 1.1.0, all hosts", "1.1.0", one, "--key", key)
-	publish(0, "1.1.0", "1.1.0", one)
+	publish(exitUsage, "no key to check", "1.1.0", one)
+	publish(exitUsage, "contradict", "1.1.0", one, "--key", key, "--unverified")
+	publish(0, "1.1.0", "1.1.0", one, "--unverified")
+	if err := os.MkdirAll(filepath.Join(dir, "keys"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, from := range map[string]string{"one.pem": key, "two.pem": other} { // from now on no --key is needed
+		data, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "keys", name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	publish(exitFailed, "choose a new version number", "1.1.0", two)
 	publish(exitVerify, "payload create", "1.3.0", key)
 	publish(exitFailed, "three numbers", "one", one)
@@ -81,11 +95,19 @@ func TestReleaseAndServe(t *testing.T) {
 	// The server starts, and later changes reach it without a word.
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
+	tokens := filepath.Join(work, "tokens")
+	if err := os.WriteFile(tokens, []byte("# who may\nalice abcdefghijklmnop\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	short := filepath.Join(work, "short")
+	if err := os.WriteFile(short, []byte("alice abc\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	in, out := io.Pipe()
 	ended := make(chan int, 1)
 	go func() {
 		a := &app{stdin: strings.NewReader(""), stdout: out, stderr: io.Discard}
-		ended <- a.run(ctx, []string{"serve", dir, "--listen", "127.0.0.1:0", "--json"})
+		ended <- a.run(ctx, []string{"serve", dir, "--listen", "127.0.0.1:0", "--json", "--admin-token-file", tokens})
 		out.Close()
 	}()
 	var up struct{ Schema, Listen, Update, Status string }
@@ -96,6 +118,9 @@ func TestReleaseAndServe(t *testing.T) {
 	server := "http://" + up.Listen
 	run(exitBusy, "another server", "serve", dir, "--listen", "127.0.0.1:0")
 	run(exitUsage, "--tls-key", "serve", dir, "--tls-cert", key)
+	run(exitUsage, "--tls-client-ca", "serve", dir, "--admin-cert", "ops")
+	run(exitUsage, "--upstream-app-id", "serve", dir, "--upstream", server+"/v1/update/")
+	run(exitFailed, "at least 16", "serve", dir, "--admin-token-file", short)
 
 	h, err := omaha.NewHTTP(omaha.HTTPOptions{Proxy: "direct"})
 	if err != nil {
@@ -132,6 +157,17 @@ func TestReleaseAndServe(t *testing.T) {
 	run(exitFailed, "not known", "release", "promote", "--dir", dir, "beta", "--version", "7.0.0")
 	run(exitUsage, "either", "release", "promote", "--dir", dir, "beta")
 	run(exitFailed, "not known", "release", "pause", "--dir", dir, "nightly")
+	run(0, "10 % of the hosts, Mon-Fri 09:00-17:00 Europe/Berlin, stops after 3 failures, stops when 5 % fail", "release", "set", "--dir", dir, "beta",
+		"--percent", "10", "--stop-after-failures", "3", "--stop-failure-percent", "5", "--hours", "Mon-Fri 09:00-17:00", "--time-zone", "Europe/Berlin")
+	run(0, "all hosts, Mon-Fri", "release", "set", "--dir", dir, "beta", "--percent", "0")
+	run(exitUsage, "nothing to set", "release", "set", "--dir", dir, "beta")
+	run(exitFailed, "out of range", "release", "set", "--dir", dir, "beta", "--percent", "101")
+	run(0, "withdrawn: 1.2.0", "release", "withdraw", "--dir", dir, "beta", "1.2.0")
+	run(0, "withdrawn: -", "release", "withdraw", "--dir", dir, "beta", "1.2.0", "--undo")
+	copied := filepath.Join(work, "state.copy")
+	run(exitBusy, "--token-file", "release", "backup", "--dir", dir, copied)
+	run(exitPermitted, "token", "release", "backup", "--server", server, "--token-file", short, copied)
+	run(0, "KiB", "release", "backup", "--server", server, "--token-file", tokens, copied)
 	run(0, "beta", "release", "list", "--dir", dir)
 	if page := run(0, "granted", "release", "hosts", "--server", server); strings.Contains(page, "\x1b") {
 		t.Errorf("a host's name reaches the terminal as it is: %q", page)
@@ -159,7 +195,8 @@ func TestReleaseAndServe(t *testing.T) {
 	run(0, "channel stable: 1.1.0", append(mirror, key, up.Update)...)
 	bundle := filepath.Join(work, "bundle.tar")
 	run(0, "1 channels, sha256", "release", "export", "--dir", second, "--channel", "stable", bundle)
-	run(0, "release 1.1.0", "release", "import", "--dir", third, bundle)
+	run(exitUsage, "no key", "release", "import", "--dir", third, bundle)
+	run(0, "release 1.1.0", "release", "import", "--dir", third, "--key", key, bundle)
 	run(0, "1.1.0", "release", "list", "--dir", third)
 
 	stop()
@@ -167,4 +204,5 @@ func TestReleaseAndServe(t *testing.T) {
 		t.Errorf("the server ended with %d", code)
 	}
 	run(exitFailed, "is the server running?", "release", "hosts", "--server", server)
+	run(0, "KiB", "release", "backup", "--dir", dir, copied)
 }

@@ -11,9 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
+	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/lock/fleetlock"
 	"github.com/flipside-linux/flipside/omaha/server"
 )
@@ -23,6 +25,9 @@ func (a *app) serveCommand() *cobra.Command {
 	var opt server.Options
 	var listen, tokenFile, fleetListen string
 	var certs tlsFiles
+	var keys []string
+	var sem semaphoreView
+	var up follow
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "serve DIR",
@@ -34,7 +39,17 @@ a running server notices them by itself. What a channel holds and how it is roll
 DIR/channels/<name>.toml, which may be edited by hand.
 
 The server listens on this machine only, unless --listen says otherwise. Behind a proxy or a name, say with
---public-url where hosts find it: payload addresses are never made from what a request claims.`,
+--public-url where hosts find it: payload addresses are never made from what a request claims.
+
+Everybody who reaches the server may read; nobody may change anything over HTTP until --admin-token-file or --admin-cert
+names somebody. Payloads are taken over HTTP only when --key says whose signature counts.
+
+With --upstream the server keeps its channels as another server holds them: Flatcar's, a Nebraska, or one of these.`,
+		Example: `  flipside serve /srv/releases
+  flipside serve /srv/releases --listen 0.0.0.0:443 --tls-cert web.pem --tls-key web.key --public-url https://updates.example.org \
+    --key release.pub --admin-token-file tokens --semaphore https://etcd-1:2379
+  flipside serve /srv/mirror --key flatcar.pem --upstream https://public.update.flatcar-linux.net/v1/update/ \
+    --upstream-app-id '{e96281a6-d1af-4bde-9a0a-97b76e56dc57}' --upstream-channel stable`,
 		Args: exactArgs(1, "DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			level := slog.LevelInfo
@@ -42,15 +57,31 @@ The server listens on this machine only, unless --listen says otherwise. Behind 
 				level = slog.LevelDebug
 			}
 			opt.Logger = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+			var err error
 			if tokenFile != "" {
-				token, err := readToken(tokenFile)
-				if err != nil {
+				if opt.Admins.Tokens, err = readTokens(tokenFile); err != nil {
 					return err
 				}
-				opt.Admins.Tokens = map[string]string{"admin": token}
+			}
+			if len(opt.Admins.Certs) > 0 && certs.clientCA == "" {
+				return usagef("--admin-cert needs --tls-client-ca")
+			}
+			if fleetListen != "" && len(sem.cfg.Endpoints) > 0 {
+				return usagef("--fleetlock keeps a semaphore of its own: leave --semaphore away")
+			}
+			if opt.Verify, err = verifier(keysOf(args[0], keys)); err != nil {
+				return err
+			}
+			closer, err := sem.open(&opt)
+			if err != nil {
+				return err
+			}
+			defer closer()
+			if err := up.check(&opt); err != nil {
+				return err
 			}
 			if fleetListen == "" {
-				return a.serve(cmd.Context(), args[0], listen, certs, opt)
+				return a.serve(cmd.Context(), args[0], listen, certs, opt, up)
 			}
 			secure, err := certs.config()
 			if err != nil {
@@ -59,11 +90,18 @@ The server listens on this machine only, unless --listen says otherwise. Behind 
 			ctx, cancel := context.WithCancel(cmd.Context())
 			defer cancel()
 			fleet := make(chan error, 1)
+			var keeper atomic.Pointer[lock.Keeper]
+			opt.Reboots = func(ctx context.Context) ([]server.RebootGroup, error) {
+				if k := keeper.Load(); k != nil {
+					return rebootGroups(ctx, k)
+				}
+				return nil, errors.New("it is being opened")
+			}
 			go func() {
 				defer cancel()
-				fleet <- a.serveSingle(ctx, filepath.Join(args[0], "fleet"), fleetListen, secure, &fleetlock.Server{})
+				fleet <- a.serveSingle(ctx, filepath.Join(args[0], "fleet"), fleetListen, secure, &fleetlock.Server{}, keeper.Store)
 			}()
-			err = a.serve(ctx, args[0], listen, certs, opt)
+			err = a.serve(ctx, args[0], listen, certs, opt, up)
 			cancel()
 			return errors.Join(err, <-fleet)
 		},
@@ -73,16 +111,24 @@ The server listens on this machine only, unless --listen says otherwise. Behind 
 	f.StringVar(&fleetListen, "fleetlock", "", "also keep a reboot semaphore in DIR/fleet and answer FleetLock clients at this address (see flipside fleet serve)")
 	f.StringVar(&opt.PublicURL, "public-url", "", "address under which hosts find this server (default: the one they connected to)")
 	f.StringVar(&opt.AppID, "app-id", "", "serve only this application id (default: any)")
-	f.StringVar(&tokenFile, "admin-token-file", "", "file with the token that lets its bearer change channels over HTTP (default: nobody can)")
+	f.StringArrayVar(&keys, "key", nil, "whose signature counts for payloads that come over HTTP or from upstream, PEM; may be given again (default DIR/keys)")
+	f.StringVar(&tokenFile, "admin-token-file", "", "file with a NAME and a TOKEN on each line, who may change channels over HTTP (default: nobody)")
+	f.StringArrayVar(&opt.Admins.Certs, "admin-cert", nil, "common name of a client certificate whose holder may change channels over HTTP; may be given again")
 	f.StringVar(&certs.cert, "tls-cert", "", "serve HTTPS with this certificate, PEM")
 	f.StringVar(&certs.key, "tls-key", "", "the certificate's key, PEM")
 	f.StringVar(&certs.clientCA, "tls-client-ca", "", "answer only clients with a certificate of these authorities, PEM")
+	f.BoolVar(&certs.optional, "tls-client-optional", false, "answer clients without a certificate as well; those with one have to have a good one")
+	sem.flags(f)
+	up.flags(f)
 	f.BoolVar(&verbose, "verbose", false, "log more")
 	return cmd
 }
 
 // tlsFiles are what HTTPS is made of.
-type tlsFiles struct{ cert, key, clientCA string }
+type tlsFiles struct {
+	cert, key, clientCA string
+	optional            bool
+}
 
 // config returns nil when HTTPS is not wanted.
 func (t tlsFiles) config() (*tls.Config, error) {
@@ -103,6 +149,9 @@ func (t tlsFiles) config() (*tls.Config, error) {
 			return nil, fmt.Errorf("read the clients' authorities: %w", err)
 		}
 		cfg.ClientCAs, cfg.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+		if t.optional {
+			cfg.ClientAuth = tls.VerifyClientCertIfGiven
+		}
 		if !cfg.ClientCAs.AppendCertsFromPEM(pem) {
 			return nil, fmt.Errorf("%q holds no certificate in PEM form", t.clientCA)
 		}
@@ -110,21 +159,41 @@ func (t tlsFiles) config() (*tls.Config, error) {
 	return cfg, nil
 }
 
-// readToken reads a token of at least 16 characters.
-func readToken(path string) (string, error) {
+// readTokens reads a file with a name and a token of at least 16 characters on each line. A line with nothing but a token
+// is that of "admin".
+func readTokens(path string) (map[string]string, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return "", fmt.Errorf("read the admin token: %w", err)
+		return nil, fmt.Errorf("read the admin tokens: %w", err)
 	}
-	token := strings.TrimSpace(string(data))
-	if len(token) < 16 {
-		return "", withHint(fmt.Errorf("the admin token in %q has only %d characters, at least 16 are needed", path, len(token)),
-			"make one with: head -c 24 /dev/urandom | base64")
+	tokens := map[string]string{}
+	for n, line := range strings.Split(string(data), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
+			continue
+		}
+		name, token := "admin", fields[len(fields)-1]
+		if len(fields) > 1 {
+			name = fields[0]
+		}
+		switch {
+		case len(fields) > 2:
+			return nil, fmt.Errorf("line %d of %q is not a name and a token", n+1, path)
+		case len(token) < 16:
+			return nil, withHint(fmt.Errorf("the admin token on line %d of %q has only %d characters, at least 16 are needed", n+1, path, len(token)),
+				"make one with: head -c 24 /dev/urandom | base64")
+		case tokens[name] != "":
+			return nil, fmt.Errorf("%q has two tokens for %q", path, name)
+		}
+		tokens[name] = token
 	}
-	return token, nil
+	if len(tokens) == 0 {
+		return nil, fmt.Errorf("%q holds no admin token", path)
+	}
+	return tokens, nil
 }
 
-func (a *app) serve(ctx context.Context, dir, listen string, certs tlsFiles, opt server.Options) error {
+func (a *app) serve(ctx context.Context, dir, listen string, certs tlsFiles, opt server.Options, up follow) error {
 	secure, err := certs.config()
 	if err != nil {
 		return err
@@ -168,7 +237,12 @@ func (a *app) serve(ctx context.Context, dir, listen string, certs tlsFiles, opt
 	for _, p := range st.Problems {
 		fmt.Fprintf(a.stderr, "flipside: %s\n", p)
 	}
-	return s.Serve(ctx, l)
+	ctx, cancel := context.WithCancel(ctx)
+	stopped := up.run(ctx, s)
+	err = s.Serve(ctx, l)
+	cancel()
+	<-stopped
+	return err
 }
 
 // exactArgs accepts n arguments, called names in the usage.

@@ -38,6 +38,8 @@ type Channel struct {
 	TimeZone           string `toml:"time_zone,omitempty" json:"time_zone,omitempty"`         // of hours, such as Europe/Berlin; default UTC
 	PollInterval       string `toml:"poll_interval,omitempty" json:"poll_interval,omitempty"` // what hosts are asked to wait between checks
 
+	Mirrored string `toml:"mirrored,omitempty" json:"mirrored,omitempty"` // what the server that this channel is mirrored from held last
+
 	Stopped string `toml:"stopped,omitempty" json:"stopped,omitempty"` // why the server stopped the rollout by itself
 }
 

@@ -14,6 +14,7 @@ type metrics struct {
 	refused  prometheus.Counter
 	payload  prometheus.Counter
 	seconds  prometheus.Histogram
+	mirrored prometheus.Gauge
 }
 
 func newMetrics(s *Server) *metrics {
@@ -31,7 +32,9 @@ func newMetrics(s *Server) *metrics {
 			Name: "flipside_check_duration_seconds", Help: "Time for one update request, with saving.",
 			Buckets: []float64{.0001, .0003, .001, .003, .01, .03, .1, .3, 1}}),
 	}
-	m.registry.MustRegister(m.checks, m.events, m.refused, m.payload, m.seconds, fleet{s}, collectors.NewGoCollector(),
+	m.mirrored = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "flipside_mirror_last_success_timestamp_seconds", Help: "When all channels were last brought up to what upstream holds; 0 is never."})
+	m.registry.MustRegister(m.checks, m.events, m.refused, m.payload, m.seconds, m.mirrored, fleet{s}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	s.mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	return m

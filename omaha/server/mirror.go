@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/BurntSushi/toml"
 
@@ -78,17 +80,61 @@ func (p *Publisher) Mirror(ctx context.Context, up Upstream, channel string) ([]
 		return nil, fmt.Errorf("mirror %q: it has nothing newer than %s", up.URL, client.Version)
 	}
 	newest, floors := steps[len(steps)-1], steps[:len(steps)-1]
-	if ch, err := p.Channel(channel); err == nil && ch.Version == newest {
+	// A channel that was moved here since, such as back, stays where somebody put it until upstream moves on.
+	if ch, err := p.Channel(channel); err == nil && (ch.Version == newest || ch.Mirrored == newest) {
 		return fresh, nil
 	}
 	if _, err := p.Move(channel, newest); err != nil {
 		return fresh, err
 	}
 	_, err := p.Change(channel, func(c *Channel) error {
-		c.Floors = floors
+		c.Floors, c.Mirrored = floors, newest
 		return nil
 	})
 	return fresh, err
+}
+
+// followRetry is how soon a mirror run that failed is tried again; the wait doubles up to the interval.
+const followRetry = time.Minute
+
+// Follow keeps channels as upstream holds them until ctx ends: now, and then in every interval. A run that fails is
+// logged and tried again; what hosts get does not depend on it.
+func (s *Server) Follow(ctx context.Context, up Upstream, channels []string, every time.Duration) {
+	failures := 0
+	for {
+		wait, err := every, error(nil)
+		for _, name := range channels {
+			up.Track = name
+			p := s.as("mirror")
+			fresh, e := p.Mirror(ctx, up, name)
+			for _, r := range fresh {
+				s.log.Info("mirrored", "channel", name, "version", r.Version, "bytes", r.Size)
+			}
+			if err = errors.Join(err, e); e != nil && ctx.Err() == nil {
+				s.log.Error("the channel could not be mirrored", "channel", name, "error", e)
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			failures = 0
+			s.metrics.mirrored.SetToCurrentTime()
+		} else {
+			wait = min(followRetry<<min(failures, 10), every)
+			failures++
+		}
+		if err := s.Reload(); err != nil {
+			s.log.Error("the release directory cannot be read", "error", err)
+		}
+		timer := time.NewTimer(wait - wait/20 + rand.N(wait/10+1)) // many mirrors do not ask at the same moment
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
 }
 
 // fetch downloads a payload, whole, and publishes it. A mirror that delivers the wrong bytes is left for the next one.
