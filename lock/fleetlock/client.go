@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -202,6 +203,8 @@ func understand(status int, body []byte) *Error {
 		e.kind = lock.ErrInvalid
 	case r.Kind == KindConflict, strings.Contains(r.Value, "conflict on semaphore"):
 		e.kind = lock.ErrConflict
+	case r.Kind == KindPermission, status == http.StatusUnauthorized, status == http.StatusForbidden && r.Kind != KindHalted:
+		e.kind = fmt.Errorf("%w: %w", lock.ErrUnavailable, os.ErrPermission)
 	case r.Kind == KindHalted:
 		e.kind = lock.ErrHalted
 	case r.Kind == KindWindow:

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -166,6 +167,23 @@ func TestFailureIsNotPassedOn(t *testing.T) {
 	}
 	if err := c.Release(t.Context(), "web", "a", lock.Verdict{Outcome: lock.Healthy}); err != nil || !released {
 		t.Errorf("Release = %v, released %v", err, released)
+	}
+}
+
+// A client may only speak for whom it is permitted to.
+func TestPermit(t *testing.T) {
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	c, _ := serve(t, &Server{Semaphore: k, Permit: func(_ *http.Request, host string) error {
+		if host != "a" {
+			return errors.New("the certificate is that of \"a\"")
+		}
+		return nil
+	}})
+	if st, err := c.Request(t.Context(), lock.Claim{Group: "web", Host: "a"}); err != nil || !st.Granted {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if err := c.Release(t.Context(), "web", "b", lock.Verdict{Outcome: lock.Healthy}); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("in the name of another: %v, want a permission error", err)
 	}
 }
 
