@@ -427,12 +427,12 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool
 		}
 		st := s.begin(k.opt.Now(), by)
 		st.queued = v.Own != nil
-		st.tick()
-		if f != nil {
+		if f != nil { // before the time is looked at: a host that uses its slot now is not too late for anybody
 			if err := f(st); err != nil {
 				return State{}, 0, err
 			}
 		}
+		st.tick()
 		left := false
 		if serve {
 			left = st.admit(slices.DeleteFunc(waiters(v.Queue), func(w Waiter) bool { return slices.Contains(st.remove, w.Host) }))

@@ -45,7 +45,7 @@ type Policy struct {
 
 // DefaultPolicy is that of a group that nobody has set up: one at a time, and the first failure stops everything.
 func DefaultPolicy() Policy {
-	return Policy{Max: 1, FailureBudget: 1, BootDeadline: Duration(30 * time.Minute), GrantDeadline: Duration(10 * time.Minute)}
+	return Policy{Max: 1, FailureBudget: 1, BootDeadline: Duration(30 * time.Minute), GrantDeadline: Duration(15 * time.Minute)}
 }
 
 // maxClasses bounds the classes, because the class is part of a place in the queue.

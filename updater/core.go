@@ -552,9 +552,14 @@ func (s *steps) quarantined(version, reason string) {
 	st.Failures[version] = f
 }
 
-// Forgive forgets that a version failed here.
+// Forgive forgets that a version failed here. If the semaphore could not be told so yet, or cannot be (FleetLock knows no failures), the slot
+// is only given back: somebody has looked at it.
 func (c *Core) Forgive(version string) bool {
 	_, ok := c.State.Failures[version]
+	if v := c.State.Verdict; v != nil && v.Version == version && !v.Healthy {
+		c.State.Verdict = &Verdict{Cancelled: true, Version: version, Reason: "forgiven"}
+		c.verdictDue = time.Time{}
+	}
 	delete(c.State.Failures, version)
 	return ok
 }

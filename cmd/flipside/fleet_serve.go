@@ -50,6 +50,7 @@ Clients name themselves and are believed: keep the address where only they reach
 			if s.store != "" {
 				return a.serveSingle(ctx, s.store, listen, secure, srv, nil)
 			}
+			s.asHosts = true
 			return s.with(ctx, func(k *lock.Keeper) error {
 				srv.Semaphore = k
 				return a.serveFleetLock(ctx, listen, secure, srv)

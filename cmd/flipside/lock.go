@@ -27,6 +27,7 @@ type semaphoreFlags struct {
 	group                                     string
 	ca, cert, key, user, passwordFile, prefix string
 	store                                     string // directory of a semaphore without etcd
+	asHosts                                   bool   // what is done is done by the hosts that ask, not by an operator
 	timeout                                   time.Duration
 }
 
@@ -74,9 +75,13 @@ func (s *semaphoreFlags) config() (etcd.Config, error) {
 		}
 		password, _, _ = strings.Cut(strings.TrimSpace(string(data)), "\n")
 	}
+	by := operator()
+	if s.asHosts {
+		by = ""
+	}
 	return etcd.Config{
 		Endpoints: s.endpoints, CA: s.ca, Cert: s.cert, Key: s.key, User: s.user, Password: password, Prefix: s.prefix,
-		RequestTimeout: s.timeout, Keeper: lock.Options{By: operator()},
+		RequestTimeout: s.timeout, Keeper: lock.Options{By: by},
 	}, nil
 }
 

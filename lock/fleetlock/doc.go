@@ -23,7 +23,7 @@ package fleetlock
 import "errors"
 
 // ErrNoVerdict means that the server cannot take a failed verdict. The slot is kept, so that no other host follows.
-var ErrNoVerdict = errors.New("this FleetLock server cannot be told that a version failed; the slot is kept so that no other host follows")
+var ErrNoVerdict = errors.New("this FleetLock server cannot be told that a version failed; the slot is kept, so that no other host follows, until the version is forgiven (flipside check --forgive)")
 
 const (
 	header  = "fleet-lock-protocol"

@@ -16,6 +16,7 @@
 package keep
 
 import (
+	"bytes"
 	"encoding/json"
 	"maps"
 	"reflect"
@@ -31,6 +32,11 @@ func (f Fields) Names() []string { return slices.Sorted(maps.Keys(f)) }
 
 // Decode decodes an object into v, a pointer to a struct, and returns the fields that v has no place for.
 func Decode(data []byte, v any) (Fields, error) {
+	strict := json.NewDecoder(bytes.NewReader(data))
+	strict.DisallowUnknownFields()
+	if strict.Decode(v) == nil && !strict.More() {
+		return nil, nil // the usual case: there are none
+	}
 	if err := json.Unmarshal(data, v); err != nil {
 		return nil, err
 	}

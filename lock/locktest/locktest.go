@@ -362,6 +362,7 @@ func takenBack(e env) {
 	if err := e.k.Mark(e.ctx, e.group, "gone", lock.Mark{Phase: lock.Rebooting}); !errors.Is(err, lock.ErrNotHeld) {
 		e.Errorf("Mark of a host whose slot was taken back = %v, want ErrNotHeld", err)
 	}
+	e.clock.advance(time.Hour) // the store was away, or the host was slow: nobody has taken the slot yet
 	e.must(e.k.Mark(e.ctx, e.group, "b", lock.Mark{Phase: lock.Rebooting}))
 	e.clock.advance(20 * time.Minute)
 	if hs := e.holders(); !slices.Equal(hs, []string{"b"}) {

@@ -170,6 +170,7 @@ func TestKilled(t *testing.T) {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), killedEnv+"="+dir)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -219,6 +220,11 @@ func TestKilled(t *testing.T) {
 			t.Errorf("%s still holds the slot that it gave back", host)
 		case len(st.Holders) > 1:
 			t.Errorf("%d holders", len(st.Holders))
+		}
+		for _, q := range st.Queue { // it was killed when it had asked and was not yet served
+			if err := k.Release(t.Context(), "g", q.Host, lock.Verdict{Outcome: lock.Cancelled}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		for _, h := range st.Holders {
 			if err := k.Release(t.Context(), "g", h.Host, lock.Verdict{Outcome: lock.Cancelled}); err != nil {
