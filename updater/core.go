@@ -3,6 +3,7 @@ package updater
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/flipside-linux/flipside/omaha"
@@ -152,6 +153,7 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 	case ArmedNow:
 		c.busy = false
 		c.State.Update.Armed = now
+		s.holds(c.State.Update.ToSlot, c.State.Update.Offer.Version)
 		s.enter(Armed)
 		s.do(Save{})
 		s.note("release %s is in place on %s and boots next", c.State.Update.Offer.Version, c.State.Update.ToSlot)
@@ -265,11 +267,25 @@ func (s *steps) tell() {
 	}
 }
 
+// holds notes which release is complete in a slot, none if version is empty.
+func (s *steps) holds(slot, version string) {
+	held := maps.Clone(s.c.State.Holds)
+	if held == nil {
+		held = map[string]string{}
+	}
+	held[slot] = version
+	if version == "" {
+		delete(held, slot)
+	}
+	s.c.State.Holds = held
+}
+
 // start holds the saved state against what the boot and the disk say. The disk wins.
 func (s *steps) start(f Facts) {
 	c := s.c
 	c.Facts = f
 	st := &c.State
+	s.holds(f.Running, f.Version)
 	s.checkIn(c.Timing.FirstCheck)
 	u := st.Update
 	if u == nil {
@@ -509,6 +525,7 @@ func (s *steps) downloadGates(ev GatesAnswered) {
 	st.Update.BootID = c.Facts.BootID
 	s.enter(Applying)
 	s.setSlot(st.Update.ToSlot, SlotFacts{})
+	s.holds(st.Update.ToSlot, "")
 	s.do(Save{})
 	s.report(omaha.DownloadStarted())
 	s.begin(Apply{})

@@ -67,6 +67,7 @@ type State struct {
 	Failures map[string]Failure `json:"failures,omitempty"`
 	Reports  []omaha.Event      `json:"reports,omitempty"` // that the server has not acknowledged
 	Verdict  *Verdict           `json:"verdict,omitempty"`
+	Holds    map[string]string  `json:"holds,omitempty"`   // the release that is complete in each slot, by label, as far as it is known
 	Unwedge  bool               `json:"unwedge,omitempty"` // the server thinks that we are mid-update and we are not
 
 	LastCheck  time.Time `json:"last_check,omitzero"`

@@ -14,6 +14,7 @@ import (
 // SlotStatus is one slot as the disk has it.
 type SlotStatus struct {
 	Label      string `json:"label"`
+	Version    string `json:"version,omitempty"` // of the release that is complete in it, if that is known
 	UUID       string `json:"uuid"`
 	Size       int64  `json:"size"` // bytes
 	Priority   uint8  `json:"priority"`
@@ -52,6 +53,8 @@ type Status struct {
 	LastUpdate *Done     `json:"last_update,omitempty"`
 	Unsent     int       `json:"unsent_reports,omitempty"`
 	Verdict    *Verdict  `json:"unsent_verdict,omitempty"`
+
+	holds map[string]string // of the state
 }
 
 // UpdateStatus is the update under way.
@@ -74,7 +77,7 @@ func (c *Core) Status(now time.Time) Status {
 		Phase: st.Phase, Since: st.Since, Quarantine: maps.Clone(st.Failures),
 		LastCheck: st.LastCheck, NextCheck: c.checkDue, LastAnswer: st.LastAnswer, LastError: st.LastError, ErrorAt: st.ErrorAt,
 		LastUpdate: st.LastUpdate, Unsent: len(st.Reports),
-		Stage: c.answersStage, Gates: slices.Clone(c.answers),
+		holds: st.Holds, Stage: c.answersStage, Gates: slices.Clone(c.answers),
 		Asking: c.busy && (st.Phase == Idle || st.Phase == Armed || c.offered != nil),
 	}
 	if _, stop := reboot.First(c.answers); stop && (st.Phase == Armed) == (c.answersStage == BeforeReboot) {
@@ -190,6 +193,9 @@ func (e *Engine) Status(ctx context.Context) (Status, <-chan struct{}) {
 	e.mu.Unlock()
 	v.Why = v.why(time.Now())
 	if slots, err := e.Installer.Slots(ctx); err == nil {
+		for i := range slots {
+			slots[i].Version = v.holds[slots[i].Label]
+		}
 		v.Slots = slots
 	}
 	return v, changed

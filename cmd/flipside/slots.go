@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/mounted"
+	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
 )
 
@@ -25,6 +27,7 @@ type slotsFlags struct {
 	app           *app
 	disk, running string
 	dryRun, yes   bool
+	holds         map[string]string // the release in each slot, as far as the daemon noted it
 }
 
 func (a *app) slotsCommand() *cobra.Command {
@@ -35,7 +38,8 @@ func (a *app) slotsCommand() *cobra.Command {
 		Long: `Slots reads the partition table of the disk itself; flipsided need not run.
 
 Priority, tries and successful are the boot loader's: it takes the slot with the highest priority among those with tries left or
-success, and spends one try before it loads anything.
+success, and spends one try before it loads anything. A slot is good (successful), on trial (it has tries left), failed (its tries are
+spent), or not bootable. Its version is what flipsided noted when it completed the slot or ran from it.
 
 Exit status: 0, 3 nothing to change, 5 refused, 6 a hash or the table is not right, 7 not permitted, 8 busy.`,
 		Args: cobra.NoArgs,
@@ -71,6 +75,12 @@ func (s *slotsFlags) open(readOnly bool) (*partition.Disk, string, error) {
 		return nil, "", fmt.Errorf("slots.type %q: %w", c.Slots.Type, err)
 	}
 	disk, running := cmp.Or(s.disk, c.Slots.Disk), cmp.Or(s.running, c.Slots.Running)
+	if disk == c.Slots.Disk {
+		// Whoever may not read the state sees the table without versions.
+		if st, err := (updater.Store{Path: filepath.Join(c.Paths.State, "state.json")}).Load(); err == nil {
+			s.holds = st.Holds
+		}
+	}
 	if s.disk != "" && s.disk != c.Slots.Disk && s.running == "" {
 		running = auto // the configuration speaks of another disk
 	}
@@ -129,6 +139,8 @@ func diskHint(err error) error {
 type slotInfo struct {
 	Label      string `json:"label"`
 	UUID       string `json:"uuid"`
+	Version    string `json:"version,omitempty"` // of the release in it, if flipsided knows
+	State      string `json:"state"`             // good, on trial, failed, not bootable
 	Index      int    `json:"index"`
 	Size       int64  `json:"size"`
 	Priority   uint8  `json:"priority"`
@@ -137,6 +149,19 @@ type slotInfo struct {
 	Bootable   bool   `json:"bootable"`
 	Running    bool   `json:"running"`
 	Next       bool   `json:"next"`
+}
+
+// slotState says in a word what the boot bits of a slot mean.
+func slotState(s partition.Slot) string {
+	switch {
+	case s.Bootable() && s.Successful:
+		return "good"
+	case s.Bootable():
+		return "on trial"
+	case s.Priority > 0:
+		return "failed"
+	}
+	return "not bootable"
 }
 
 type copyInfo struct {
@@ -176,13 +201,13 @@ func (s *slotsFlags) show() error {
 	}{Schema: "flipside.slots/v1", Slots: []slotInfo{}}
 	doc.Table.Healthy, doc.Table.Primary, doc.Table.Backup = table.Healthy, copyInfoOf(table.Primary), copyInfoOf(table.Backup)
 	for _, p := range slots {
-		doc.Slots = append(doc.Slots, slotInfo{p.Label, p.UUID.String(), p.Index, p.Size, p.Priority, p.Tries, p.Successful, p.Bootable(), p.Label == running, bootable && p.Index == next.Index})
+		doc.Slots = append(doc.Slots, slotInfo{p.Label, p.UUID.String(), s.holds[p.Label], slotState(p), p.Index, p.Size, p.Priority, p.Tries, p.Successful, p.Bootable(), p.Label == running, bootable && p.Index == next.Index})
 	}
 	if s.app.json {
 		return s.app.printJSON(doc)
 	}
 	tw := tabwriter.NewWriter(s.app.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "SLOT\tINDEX\tPRIORITY\tTRIES\tSUCCESSFUL\tSIZE\tUUID\t")
+	fmt.Fprintln(tw, "SLOT\tINDEX\tVERSION\tSTATE\tPRIORITY\tTRIES\tSUCCESSFUL\tSIZE\tUUID\t")
 	for _, p := range doc.Slots {
 		var marks []string
 		if p.Running {
@@ -191,10 +216,7 @@ func (s *slotsFlags) show() error {
 		if p.Next {
 			marks = append(marks, "boots next")
 		}
-		if !p.Bootable {
-			marks = append(marks, "not bootable")
-		}
-		fmt.Fprintf(tw, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", p.Label, p.Index, p.Priority, p.Tries, yesNo(p.Successful), formatBytes(p.Size), p.UUID, strings.Join(marks, ", "))
+		fmt.Fprintf(tw, "%s\t%d\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\n", p.Label, p.Index, cmp.Or(p.Version, "-"), p.State, p.Priority, p.Tries, yesNo(p.Successful), formatBytes(p.Size), p.UUID, strings.Join(marks, ", "))
 	}
 	tw.Flush()
 	switch t := doc.Table; {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/gptimage"
+	"github.com/flipside-linux/flipside/updater"
 )
 
 // slotsRig is a disk image and the command.
@@ -204,5 +205,37 @@ func TestSlotsBusy(t *testing.T) {
 	}
 	if out := r.run(exitBusy, "activate", "USR-B", "--running", "USR-A", "--size", "4096", "--sha256", r.sum, "--yes"); !strings.Contains(out, "flipsided") {
 		t.Error(out)
+	}
+}
+
+// What a slot holds is what flipsided noted; for a disk that is not the daemon's nothing is known.
+func TestSlotsVersions(t *testing.T) {
+	r := newSlotsRig(t)
+	dir := filepath.Dir(r.disk)
+	store := updater.Store{Path: filepath.Join(dir, "state.json")}
+	if err := store.Save(updater.State{Phase: updater.Idle, Holds: map[string]string{"USR-A": "1.0.0", "USR-B": "2.0.0"}}); err != nil {
+		t.Fatal(err)
+	}
+	conf := filepath.Join(dir, "flipside.toml")
+	text := fmt.Sprintf("[update]\nserver = \"http://127.0.0.1:1/\"\n[slots]\ndisk = %q\nrunning = \"USR-A\"\n[paths]\nstate = %q\n", r.disk, dir)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := r.run(0, "--config", conf)
+	for _, want := range []string{"USR-A  1      1.0.0    good ", "USR-B  2      2.0.0    not bootable "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	r.run(0, "activate", "USR-B", "--size", "4096", "--sha256", r.sum, "--yes", "--config", conf)
+	var doc struct{ Slots []slotInfo }
+	if err := json.Unmarshal([]byte(r.run(0, "--config", conf, "--json")), &doc); err != nil || len(doc.Slots) != 2 {
+		t.Fatal(doc, err)
+	}
+	if b := doc.Slots[1]; b.Version != "2.0.0" || b.State != "on trial" || !b.Next {
+		t.Errorf("%+v", b)
+	}
+	if out := r.run(0); strings.Contains(out, "2.0.0") {
+		t.Errorf("without the daemon's configuration it knows versions:\n%s", out)
 	}
 }
