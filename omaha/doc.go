@@ -33,8 +33,15 @@
 // broken connection with a range request that If-Range protects, changes the address when one fails, and gives up a
 // connection that is slower than a minimum rate.
 //
-// # When to ask
+// # Beside the protocol
 //
-// [Schedule] decides when the next check is due and [Failures] remembers which versions failed here, because a server
-// offers the same version again in the answer that acknowledges its failure. Both are values with no clock of their own.
+// Omaha has no way to ask which channels there are, or what a host would get on another one without being granted it.
+// This project's own server answers both: [Client.Channels] and [Client.Plan]. Others do not ([ErrNoChannels]).
+//
+// A check tells the server why this host does not move (CheckRequest.Hold), in an attribute that other servers ignore.
+//
+// # What is not here
+//
+// When to ask, and which versions failed on this host, is for whoever drives a Client to know: package updater does.
+// [Failures] remembers which payload addresses to leave alone for a while.
 package omaha

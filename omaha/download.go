@@ -99,6 +99,16 @@ func (d *Download) URL() (string, int) {
 	return redact(d.offer.URLs[d.current]), d.current
 }
 
+// Address returns the address in use as the offer has it.
+func (d *Download) Address() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.offer.URLs) == 0 {
+		return ""
+	}
+	return d.offer.URLs[d.current]
+}
+
 // NextURL gives up the address in use: what it delivered turned out to be wrong.
 func (d *Download) NextURL() {
 	d.mu.Lock()
@@ -111,8 +121,7 @@ func (d *Download) NextURL() {
 // giveUp goes on to the next address and tells of the one that failed.
 func (d *Download) giveUp(err error) {
 	if d.opt.Failed != nil {
-		address, _ := d.URL()
-		d.opt.Failed(address, err)
+		d.opt.Failed(d.Address(), err)
 	}
 	d.NextURL()
 }

@@ -6,9 +6,8 @@ import (
 	"time"
 )
 
-// Failures remembers what failed on this host and for how long to leave it alone: versions, because a server offers a
-// version again in the very answer that acknowledges its failure, or a payload's addresses. It is a value that can be
-// written as JSON and read back; a zero Failures is empty and ready.
+// Failures remembers what failed on this host and for how long to leave it alone, such as a payload's addresses. It is a
+// value that can be written as JSON and read back; a zero Failures is empty and ready.
 type Failures struct {
 	Entries map[string]Failure `json:"entries,omitempty"`
 }
@@ -23,9 +22,6 @@ type Failure struct {
 
 // Backoff is how the wait grows: First after one failure, doubling up to Max.
 type Backoff struct{ First, Max time.Duration }
-
-// VersionBackoff is for versions: an hour, then two, up to a week.
-func VersionBackoff() Backoff { return Backoff{time.Hour, 7 * 24 * time.Hour} }
 
 // AddressBackoff is for payload addresses: a minute, then two, up to four hours.
 func AddressBackoff() Backoff { return Backoff{time.Minute, 4 * time.Hour} }

@@ -74,6 +74,16 @@ func (c *Core) Queued() bool {
 	return stop && c.State.Phase == Armed && c.answersStage == BeforeReboot && a.Gate == (*reboot.Semaphore)(nil).Name() && a.Verdict == reboot.Wait
 }
 
+// Slept brings everything that is due nearer by the time that the machine was suspended for. Times in Core carry Go's
+// monotonic clock, so that a step of the wall clock moves nothing; that clock stands still during a suspend.
+func (c *Core) Slept(d time.Duration) {
+	for _, due := range []*time.Time{&c.checkDue, &c.gatesDue, &c.deliverDue, &c.verdictDue} {
+		if !due.IsZero() {
+			*due = due.Add(-d)
+		}
+	}
+}
+
 // NextCheck returns when the server is asked next.
 func (c *Core) NextCheck() time.Time { return c.checkDue }
 
@@ -441,17 +451,25 @@ func (s *steps) backoff(n int) time.Duration {
 	return d
 }
 
+// wish bounds how long a server may ask a host to wait: it can neither keep hosts from asking for more than a day, nor make
+// them ask all the time.
+func (s *steps) wish(d time.Duration) time.Duration {
+	return min(max(d, s.c.Timing.Interval/2), max(omaha.MaxPoll, s.c.Timing.Interval))
+}
+
 func (s *steps) answered(ev Answered) {
 	c := s.c
 	st := &c.State
 	st.LastCheck = s.now
 	if ev.Err != nil {
 		st.CheckFails++
-		wait := s.backoff(st.CheckFails)
-		if ev.Retry > wait {
-			wait = ev.Retry
+		s.checkIn(s.backoff(st.CheckFails))
+		if wish := s.wish(ev.Retry); ev.Retry > 0 && s.now.Add(wish).After(c.checkDue) {
+			c.checkDue = s.now.Add(wish) // never earlier than asked for, and not all hosts at the same moment
+			if c.Rand != nil {
+				c.checkDue = c.checkDue.Add(time.Duration(c.Rand() * c.Timing.Jitter * float64(wish)))
+			}
 		}
-		s.checkIn(wait)
 		s.failed(fmt.Errorf("checking for an update: %w", ev.Err))
 		s.do(Save{})
 		s.wake()
@@ -461,7 +479,7 @@ func (s *steps) answered(ev Answered) {
 	st.Unwedge = ev.Wedged
 	wait := c.Timing.Interval
 	if ev.Retry > 0 {
-		wait = ev.Retry
+		wait = s.wish(ev.Retry)
 	}
 	s.checkIn(wait)
 	if ev.Wedged {

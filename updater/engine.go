@@ -135,11 +135,16 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	watch := sleepwatch{uptime: omaha.Uptime}
 	for {
+		if slept := watch.look(time.Now()); slept > 0 {
+			e.Log.Info("the machine was suspended; what fell due meanwhile is done now", "for", slept.Round(time.Second))
+			e.Core.Slept(slept)
+		}
 		e.publish()
 		wait := time.Hour
 		if next := e.Core.Next(); !next.IsZero() {
-			// Never longer than a minute: a suspended machine or a stepped clock must not sleep through its time.
+			// Never longer than a minute: a suspend is noticed when the timer next fires.
 			wait = max(0, min(time.Until(next), time.Minute))
 		}
 		timer.Reset(wait)

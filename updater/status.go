@@ -228,12 +228,17 @@ func (e *Engine) do(ctx context.Context, f func() []Effect) error {
 	}
 }
 
-// Hold says in a few words why the host does not move, for the server's list of hosts; empty if it moves.
+// Hold says why the host does not move, for the server's list of hosts: the name of the gate that is against the next
+// step, and its answer, as "window: opens at 22:00". It is empty if the host moves.
 func (e *Engine) Hold() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.view.Blocked {
 		return ""
 	}
-	return e.view.Why
+	a, stop := reboot.First(e.view.Gates)
+	if !stop {
+		return e.view.Why
+	}
+	return a.Gate + ": " + strings.TrimPrefix(a.Why, a.Gate+": ")
 }

@@ -53,7 +53,14 @@ type Update struct {
 	Interval   Duration `toml:"interval"`    // between checks
 	Retry      Duration `toml:"retry"`       // first wait after a failure; doubles
 	RateLimit  Bytes    `toml:"rate_limit"`  // of downloads, per second; 0 is unlimited
+	MinRate    Bytes    `toml:"min_rate"`    // per second; a download that is slower for a minute tries another connection; 0 never does
 	Quarantine Duration `toml:"quarantine"`  // a version that failed here is left alone for this long; doubles
+
+	Proxy      string   `toml:"proxy"`       // for everything that is fetched: http://, https:// or socks5://; "": as the environment says; "direct": none
+	CA         []string `toml:"ca"`          // PEM files with authorities to trust besides the system's
+	CAOnly     bool     `toml:"ca_only"`     // trust only those
+	ClientCert string   `toml:"client_cert"` // PEM file of a certificate to show to servers
+	ClientKey  string   `toml:"client_key"`  // PEM file of its key
 }
 
 // Slots says which disk holds the slots.
@@ -163,7 +170,8 @@ type Host struct {
 	OSRelease string `toml:"os_release"` // VERSION_ID is the running version
 	MachineID string `toml:"machine_id"`
 	BootID    string `toml:"boot_id"`
-	Alias     string `toml:"alias"` // a name for people
+	Alias     string `toml:"alias"`       // a name for people
+	OEM       string `toml:"oem_release"` // ID and VERSION_ID say what the host runs on, for the server's list of hosts; need not exist
 }
 
 // Trust says how much a host believes, and how it proves who it is.
@@ -248,6 +256,7 @@ func Default() Config {
 			App: "e96281a6-d1af-4bde-9a0a-97b76e56dc57", Channel: "stable", Board: "amd64-usr",
 			Keys:       []string{"/usr/share/flipside/keys.d", "/etc/flipside/keys.d"},
 			FirstCheck: Duration(7 * time.Minute), Interval: Duration(45 * time.Minute), Retry: Duration(time.Minute), Quarantine: Duration(24 * time.Hour),
+			MinRate: 1 << 10,
 		},
 		Slots: Slots{Disk: "auto", Running: "auto", Type: "5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6", Tries: 1, Kernels: "/boot/flatcar", PostInstall: "auto", PostInstallTimeout: Duration(10 * time.Minute)},
 		Reboot: Reboot{
@@ -256,7 +265,7 @@ func Default() Config {
 		},
 		Lock:   Lock{Group: "default", Timeout: Duration(10 * time.Second)},
 		Health: Health{Dir: "/etc/flipside/health.d", Timeout: Duration(time.Minute), Soak: Duration(30 * time.Second)},
-		Host:   Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id"},
+		Host:   Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id", OEM: "/etc/oem-release"},
 		Trust:  Trust{Floor: "auto", TPM: "/dev/tpmrm0", Signatures: 1},
 		Paths:  Paths{State: "/var/lib/flipside", Run: "/run/flipside"},
 	}
@@ -285,6 +294,15 @@ func (c *Config) check() (errs []error) {
 	}
 	if c.Update.Interval <= 0 {
 		add("update.interval must be more than zero")
+	}
+	if (c.Update.ClientCert == "") != (c.Update.ClientKey == "") {
+		add("update.client_cert and update.client_key belong together")
+	}
+	if c.Update.CAOnly && len(c.Update.CA) == 0 {
+		add("update.ca_only without update.ca trusts nobody")
+	}
+	if c.Update.RateLimit > 0 && c.Update.MinRate > c.Update.RateLimit {
+		add("update.min_rate is more than update.rate_limit: no download would ever be fast enough")
 	}
 	if c.Update.Retry <= 0 {
 		add("update.retry must be more than zero")

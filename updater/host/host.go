@@ -63,7 +63,10 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 	if err := os.MkdirAll(c.Paths.State, 0o700); err != nil {
 		return nil, nil, nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	h, err := omaha.NewHTTP(omaha.HTTPOptions{RateLimit: int64(c.Update.RateLimit)})
+	h, err := omaha.NewHTTP(omaha.HTTPOptions{
+		Proxy: c.Update.Proxy, CAFiles: c.Update.CA, CAOnly: c.Update.CAOnly, CertFile: c.Update.ClientCert, KeyFile: c.Update.ClientKey,
+		RateLimit: int64(c.Update.RateLimit), Logger: log,
+	})
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -116,8 +119,10 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 		Rebooter: rebooter,
 		Log:      log,
 	}
+	oem := releaseFile(c.Host.OEM)
 	e.Server = &server{
 		client: omaha.Client{
+			OEM: oem["ID"], OEMVersion: oem["VERSION_ID"],
 			URL: c.Update.Server, AppID: c.Update.App, Version: version, Track: c.Update.Channel, Board: c.Update.Board,
 			MachineID: machineID, MachineAlias: c.Host.Alias, BootID: bootID, HTTP: h, AllowPlainHTTP: c.Update.HTTP,
 		},
@@ -161,14 +166,39 @@ func osVersion(path string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the running version: %w", err)
 	}
+	v, ok := releaseFields(data)["VERSION_ID"]
+	if !ok {
+		return "", fmt.Errorf("reading the running version: %s has no VERSION_ID", path)
+	}
+	if _, err := omaha.CompareVersions(v, v); err != nil {
+		return "", fmt.Errorf("reading the running version: VERSION_ID in %s: %w", path, err)
+	}
+	return v, nil
+}
+
+// releaseFields reads the lines of an os-release file (man 5 os-release); of equal keys the first counts.
+func releaseFields(data []byte) map[string]string {
+	out := map[string]string{}
 	for line := range strings.Lines(string(data)) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "VERSION_ID="); ok {
-			v = strings.Trim(v, `"'`)
-			if _, err := omaha.CompareVersions(v, v); err != nil {
-				return "", fmt.Errorf("reading the running version: VERSION_ID in %s: %w", path, err)
-			}
-			return v, nil
+		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
+		if _, known := out[key]; ok && !known {
+			out[key] = strings.Trim(value, `"'`)
 		}
 	}
-	return "", fmt.Errorf("reading the running version: %s has no VERSION_ID", path)
+	return out
+}
+
+// releaseFile reads a file of that form which need not be there. What could not travel to the server is left out.
+func releaseFile(path string) map[string]string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	fields := releaseFields(data)
+	for key, value := range fields {
+		if omaha.Printable(value) != value || len(value) > 100 || strings.ContainsFunc(value, func(r rune) bool { return r > '~' }) {
+			delete(fields, key)
+		}
+	}
+	return fields
 }

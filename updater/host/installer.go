@@ -37,6 +37,8 @@ type installer struct {
 	version string
 	guard   *guard
 
+	addresses addresses
+
 	mu      sync.Mutex
 	disk    *partition.Disk // stays open while a proof for it is kept
 	ready   install.Ready
@@ -152,10 +154,12 @@ func (in *installer) Slots(context.Context) ([]updater.SlotStatus, error) {
 func (in *installer) Apply(ctx context.Context, u updater.Update, checkpoint func(json.RawMessage), progress func(updater.Progress)) error {
 	in.forget()
 	offer := u.Offer
-	src := omaha.NewDownload(in.http, &offer, omaha.DownloadOptions{AllowPlainHTTP: in.conf.Update.HTTP})
+	offer.URLs = in.addresses.order(offer.URLs)
+	src := omaha.NewDownload(in.http, &offer, in.downloadOptions())
 	var err error
 	for n := 1; ; n++ {
 		if err = in.apply(ctx, u, src, checkpoint, progress); err == nil {
+			in.addresses.well(src.Address())
 			return nil
 		}
 		if mismatch(err) && len(u.Checkpoint) > 0 && ctx.Err() == nil {
@@ -170,6 +174,7 @@ func (in *installer) Apply(ctx context.Context, u updater.Update, checkpoint fun
 		}
 		// One mirror that serves something else says nothing about the release.
 		in.log.Warn("what an address serves is not the release; trying the next one", "error", err)
+		in.addresses.failed(src.Address(), err)
 		src.NextURL()
 		u.Checkpoint = nil
 	}
