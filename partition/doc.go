@@ -38,5 +38,6 @@
 // # What boots
 //
 // [Next] and [Disk.Boot] are the boot loader's rule; package bootsim tells it. Package powercut enumerates what a power cut may leave of whole
-// updates. Package mounted finds the running slot, gptimage makes images, devicetest has devices for tests.
+// updates. Package install is an update of a slot with its kernel and post-install program as one transaction, and atomicfile replaces the files
+// that belong to it. Package mounted finds the running slot, gptimage makes images, devicetest has devices for tests.
 package partition
