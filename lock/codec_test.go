@@ -39,7 +39,8 @@ func FuzzDecodeState(f *testing.F) {
 			t.Fatalf("%v\n%s\n%s", err, first, second)
 		}
 		st := s.begin(now, "")
-		st.tick()
+		st.findLate()
+		st.takeBack()
 		st.admit([]Waiter{{Claim: Claim{Host: "w", To: "2"}, Arrival: 1}})
 		s.standing(Claim{Host: "w"}, 1, now)
 		if n := len(st.Holders); n > len(s.Holders) && n > s.Policy.Max {

@@ -16,7 +16,10 @@
 // than the policy's boot deadline is late; it keeps its slot, and it counts as a failure of the version.
 //
 // A failure counts against the version's failure budget. When that is spent the version is halted for the group: nobody is
-// granted a reboot into it until somebody calls [Semaphore.Resume].
+// granted a reboot into it until somebody calls [Keeper.Resume].
+//
+// One thing frees a slot without a verdict: that it was never used. A host that went away while it waited is granted a slot all the same when
+// its turn comes. It is not down, and cannot go down without a mark; so after the policy's grant deadline the slot goes to the next.
 //
 // # Tokens
 //

@@ -160,7 +160,8 @@ func (s State) open(now time.Time) bool {
 		return true
 	}
 	st := s.begin(now, "")
-	st.tick()
+	st.findLate()
+	st.takeBack()
 	return st.changed()
 }
 
@@ -325,7 +326,8 @@ func (k *Keeper) Resume(ctx context.Context, group, version, why string) error {
 	return k.change(ctx, group, "", "", func(s *step) error { s.resume(version, clip(why)); return nil })
 }
 
-// State returns the whole state of a group. A group that nobody has used is empty and has the default policy. Holders that are late by now are shown as late, whether or not that has been committed.
+// State returns the whole state of a group. A group that nobody has used is empty and has the default policy. Holders that are late by
+// now are shown as late, whether or not that has been committed.
 func (k *Keeper) State(ctx context.Context, group string) (State, error) {
 	if err := CheckGroup(group); err != nil {
 		return State{}, err
@@ -339,7 +341,7 @@ func (k *Keeper) State(ctx context.Context, group string) (State, error) {
 		return State{}, fmt.Errorf("reading the state of group %q: %w", group, err)
 	}
 	st := s.begin(k.opt.Now(), "")
-	st.tick()
+	st.findLate()
 	s = st.State
 	s.Queue = slices.DeleteFunc(waiters(v.Queue), func(w Waiter) bool { return s.holder(w.Host) >= 0 })
 	s.Policy.order(s.Queue)
@@ -427,12 +429,13 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool
 		}
 		st := s.begin(k.opt.Now(), by)
 		st.queued = v.Own != nil
-		if f != nil { // before the time is looked at: a host that uses its slot now is not too late for anybody
+		st.findLate()
+		if f != nil {
 			if err := f(st); err != nil {
 				return State{}, 0, err
 			}
 		}
-		st.tick()
+		st.takeBack()
 		left := false
 		if serve {
 			left = st.admit(slices.DeleteFunc(waiters(v.Queue), func(w Waiter) bool { return slices.Contains(st.remove, w.Host) }))

@@ -160,18 +160,25 @@ func (s *step) log(what, host, version, from, why string) {
 // changed reports whether there is anything to commit.
 func (s *step) changed() bool { return len(s.audit) > 0 || len(s.remove) > 0 }
 
-// tick does what the time alone brings: it takes slots back that were never used, and finds holders that stay away too long.
-func (s *step) tick() {
-	if limit := time.Duration(s.Policy.GrantDeadline); limit > 0 {
-		// Safe, whoever has the slot: nobody goes down without a mark, and that now fails with ErrNotHeld.
-		s.Holders = slices.DeleteFunc(s.Holders, func(h Holder) bool {
-			unused := h.Phase == Granted && s.now.Sub(h.Granted) > limit
-			if unused {
-				s.log("taken back", h.Host, h.To, h.From, fmt.Sprintf("not used within %s", limit))
-			}
-			return unused
-		})
+// takeBack takes slots back that were never used. It is safe, whoever has them: nobody goes down without a mark, and that fails with ErrNotHeld
+// from then on. It comes after what else a change does: a host that uses its slot now is not too late for anybody.
+func (s *step) takeBack() {
+	limit := time.Duration(s.Policy.GrantDeadline)
+	if limit <= 0 {
+		return
 	}
+	s.Holders = slices.DeleteFunc(s.Holders, func(h Holder) bool {
+		unused := h.Phase == Granted && s.now.Sub(h.Granted) > limit
+		if unused {
+			s.log("taken back", h.Host, h.To, h.From, fmt.Sprintf("not used within %s", limit))
+		}
+		return unused
+	})
+}
+
+// findLate finds holders that stay away too long. It comes before what else a change does: what they say about a version counts for whoever is
+// about to reboot into it.
+func (s *step) findLate() {
 	limit := time.Duration(s.Policy.BootDeadline)
 	if limit <= 0 {
 		return

@@ -346,6 +346,15 @@ func late(e env) {
 	}
 	e.must(e.k.Resume(e.ctx, e.group, "", "looked at"))
 	e.granted("b")
+
+	// Nobody has looked since a host became late: the one that is about to follow it must not.
+	e.policy(func(p *lock.Policy) { p.Max, p.GrantDeadline = 2, 0 })
+	e.granted("c")
+	e.must(e.k.Mark(e.ctx, e.group, "b", lock.Mark{Phase: lock.Rebooting}))
+	e.clock.advance(time.Hour)
+	if err := e.k.Mark(e.ctx, e.group, "c", lock.Mark{Phase: lock.Rebooting}); !errors.Is(err, lock.ErrHalted) {
+		e.Errorf("Mark when another holder is late = %v, want ErrHalted", err)
+	}
 }
 
 // takenBack: a host went away while it waited, and was granted a slot that it does not use.
