@@ -172,6 +172,7 @@ type Host struct {
 	BootID    string `toml:"boot_id"`
 	Alias     string `toml:"alias"`       // a name for people
 	OEM       string `toml:"oem_release"` // ID and VERSION_ID say what the host runs on, for the server's list of hosts; need not exist
+	Bus       string `toml:"bus"`         // "system": the system's message bus is served; "off"; "auto": where reboot.method is "logind"
 }
 
 // Trust says how much a host believes, and how it proves who it is.
@@ -265,7 +266,7 @@ func Default() Config {
 		},
 		Lock:   Lock{Group: "default", Timeout: Duration(10 * time.Second)},
 		Health: Health{Dir: "/etc/flipside/health.d", Timeout: Duration(time.Minute), Soak: Duration(30 * time.Second)},
-		Host:   Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id", OEM: "/etc/oem-release"},
+		Host:   Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id", OEM: "/etc/oem-release", Bus: "auto"},
 		Trust:  Trust{Floor: "auto", TPM: "/dev/tpmrm0", Signatures: 1},
 		Paths:  Paths{State: "/var/lib/flipside", Run: "/run/flipside"},
 	}
@@ -363,6 +364,11 @@ func (c *Config) check() (errs []error) {
 		if p, err := url.Parse(u.url); u.url != "" && (err != nil || p.Host == "" || p.Scheme != "http" && p.Scheme != "https") {
 			add("%s %q is not an http or https URL", u.key, u.url)
 		}
+	}
+	switch c.Host.Bus {
+	case "auto", "system", "off":
+	default:
+		add("host.bus %q is not one of auto, system, off", c.Host.Bus)
 	}
 	if c.Paths.State == "" || c.Paths.Run == "" {
 		add("paths.state and paths.run must be set")

@@ -40,9 +40,11 @@ func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
 			log.Error("the control socket is gone", "error", err)
 		}
 	}()
+	bussed := make(chan struct{})
+	go func() { defer close(bussed); serveBus(serving, d, c, log) }()
 	told := make(chan struct{})
 	go func() { defer close(told); notify(serving, d) }()
-	defer func() { stop(); <-served; <-told }()
+	defer func() { stop(); <-served; <-told; <-bussed }()
 	log.Info("flipsided runs", "phase", e.Core.State.Phase, "socket", c.Socket())
 	return e.Run(ctx)
 }

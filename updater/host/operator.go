@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -12,8 +13,10 @@ import (
 
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/bus"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/control"
+	"github.com/flipside-linux/flipside/updater/history"
 )
 
 // operator is what the control socket and the message bus see: the engine, and the settings of the host that can be changed at run time.
@@ -160,4 +163,15 @@ func (d *operator) Plan(ctx context.Context, channel string) (updater.Plan, erro
 	}
 	p.Channel = cmp.Or(channel, own)
 	return p, nil
+}
+
+// serveBus puts the daemon on the message bus, unless the configuration is against it.
+func serveBus(ctx context.Context, d control.Daemon, c config.Config, log *slog.Logger) {
+	if c.Host.Bus == "off" || (c.Host.Bus == "auto" && c.Reboot.Method != "logind") {
+		return
+	}
+	bus.Run(ctx, d, bus.Options{Log: log, History: func(n int) ([]history.Record, error) {
+		records, _, err := history.Last(c.Paths.State, n)
+		return records, err
+	}})
 }
