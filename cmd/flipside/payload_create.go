@@ -13,8 +13,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -118,102 +120,199 @@ func loadSigner(path string) (crypto.Signer, error) {
 }
 
 func (a *app) payloadCreateCommand() *cobra.Command {
-	var images, keys []string
+	var images, olds, keys, postinstall []string
 	var out, compress, product string
 	var timestamp int64
-	var force bool
+	var major int
+	var force, unsigned, ignoreFiles bool
 	cmd := &cobra.Command{
-		Use:   "create --new IMAGE --key KEY --out FILE",
-		Short: "make a full, signed payload from image files",
-		Long: `Create makes a full payload of major version 2 from one or more images, and signs it with one or more keys: a host that pins any of
-them accepts it, which is how keys are rotated. The same images and RSA keys give the same bytes.
+		Use:   "create --new IMAGE [--old IMAGE] --key KEY --out FILE",
+		Short: "make a signed payload from image files",
+		Long: `Create makes a payload from one or more images, and signs it with one or more keys: a host that pins any of them accepts it, which is
+how keys are rotated. With --old it is a delta, which only hosts that run the old image can apply. The same images and RSA keys give
+the same bytes.
+
+--compress zstd is read by Flipside only, and decodes many times faster than what others read: xz, bzip2, or smallest, the smaller one
+of both for each piece. --major 1 is for older hosts, which know bzip2 only; its partitions are usr, kernel and pcr_policy.
+
+--unsigned leaves the signatures out. See "payload hash" for how to sign on a machine without a network, or with an HSM.
 
 Beside FILE it writes FILE.json with the properties that release servers ask for.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if len(images) == 0 || len(keys) == 0 || out == "" {
-				return usagef("create needs --new, --key and --out")
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(images) == 0 || len(keys) == 0 && !unsigned || out == "" {
+				return usagef("create needs --new, --out, and --key or --unsigned")
 			}
-			if _, err := os.Stat(out); err == nil && !force {
-				return withHint(fmt.Errorf("%s exists already", out), "--force replaces it")
+			if len(keys) > 0 && unsigned {
+				return usagef("--key and --unsigned exclude each other")
 			}
-			spec := build.Spec{Compression: build.Compression(compress), MaxTimestamp: timestamp, Product: product, TempDir: filepath.Dir(out)}
-			for _, k := range keys {
-				s, err := loadSigner(k)
-				if err != nil {
-					return err
-				}
-				spec.Keys = append(spec.Keys, s)
+			if compress == "" && major == 1 {
+				compress = string(build.Bzip2)
+			}
+			spec := build.Spec{
+				Compression: build.Compression(compress), MaxTimestamp: timestamp, Product: product, TempDir: filepath.Dir(out), Major: major,
+				Unsigned: unsigned, IgnoreFiles: ignoreFiles,
+			}
+			var err error
+			if spec.Keys, err = loadSigners(keys); err != nil {
+				return err
 			}
 			var total int64
-			for _, arg := range images {
-				name, path, ok := strings.Cut(arg, "=")
-				if !ok {
-					name, path = "usr", arg
+			closers, err := openImages(&spec, images, olds, &total)
+			defer func() {
+				for _, f := range closers {
+					f.Close()
 				}
-				f, err := os.Open(path)
-				if err != nil {
-					return fmt.Errorf("opening an image: %w", err)
-				}
-				defer f.Close()
-				size, err := f.Seek(0, 2)
-				if err != nil {
-					return fmt.Errorf("opening an image: %w", err)
-				}
-				spec.Images = append(spec.Images, build.Image{Name: name, Data: f, Size: size})
-				total += size
-			}
-			bar := a.progress("compressing", total)
-			spec.Progress = func(done, _ int64) { bar.Set(done) }
-			tmp, err := os.CreateTemp(filepath.Dir(out), "."+filepath.Base(out)+".partial-")
+			}()
 			if err != nil {
 				return err
 			}
-			defer os.Remove(tmp.Name())
-			defer tmp.Close()
-			res, err := build.Full(cmd.Context(), tmp, spec)
+			for _, arg := range postinstall {
+				name, path := nameAndPath(arg)
+				i := slices.IndexFunc(spec.Images, func(img build.Image) bool { return img.Name == name })
+				if i < 0 {
+					return usagef("--postinstall names partition %q, which no --new does", name)
+				}
+				spec.Images[i].PostInstall = path
+			}
+			bar := a.progress("making", 0)
+			spec.Progress = func(done, total int64) {
+				bar.total = total
+				bar.Set(done)
+			}
+			res, err := writePayload(out, force, func(w io.Writer) (build.Result, error) { return build.Create(cmd.Context(), w, spec) })
 			if err != nil {
 				return err
 			}
 			bar.Done()
-			if err := errors.Join(tmp.Chmod(0o644), tmp.Sync(), os.Rename(tmp.Name(), out)); err != nil {
-				return fmt.Errorf("finishing %s: %w", out, err)
-			}
-			props := properties{
-				Schema: "flipside.payload-properties/v1", File: filepath.Base(out), Size: res.Size, SHA256: hex.EncodeToString(res.SHA256[:]),
-				SHA256Base64: base64.StdEncoding.EncodeToString(res.SHA256[:]), MetadataSize: res.MetadataSize,
-			}
-			data, err := json.MarshalIndent(props, "", "  ")
-			if err != nil {
-				return err
-			}
-			if err := os.WriteFile(out+".json", append(data, '\n'), 0o644); err != nil {
-				return err
-			}
 			if a.json {
-				return a.printJSON(props)
+				return a.printJSON(propertiesOf(out, res))
 			}
-			_, err = fmt.Fprintf(a.stdout, "%s: %s from %s of images (%.0f %%), SHA-256 %s\n", out, formatBytes(res.Size), formatBytes(total), float64(res.Size)*100/float64(total), props.SHA256)
+			kind := "full"
+			if res.Delta {
+				kind = "delta"
+			}
+			_, err = fmt.Fprintf(a.stdout, "%s: %s payload, %s for %s of images (%.1f %%), SHA-256 %x\n", out, kind, formatBytes(res.Size), formatBytes(total), float64(res.Size)*100/float64(total), res.SHA256)
 			return err
 		},
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&images, "new", nil, "image file, or NAME=FILE for a partition that is not called usr")
+	f.StringSliceVar(&olds, "old", nil, "image that a delta starts from, or NAME=FILE")
 	f.StringSliceVar(&keys, "key", nil, "private key to sign with (PEM); more than one while keys are rotated")
+	f.BoolVar(&unsigned, "unsigned", false, "do not sign: that is done later")
 	f.StringVarP(&out, "out", "o", "", "payload file to write")
-	f.StringVar(&compress, "compress", string(build.Zstd), "zstd, xz, bzip2 or none")
+	f.IntVar(&major, "major", 2, "major version of the format, 1 or 2")
+	f.StringVar(&compress, "compress", "", "zstd, xz, bzip2, smallest or none (default zstd; bzip2 in major version 1)")
 	f.Int64Var(&timestamp, "max-timestamp", 0, "monotonic number of the release, against going back; 0 is none")
 	f.StringVar(&product, "product", "", "what the payload is for; a host with trust.product takes no other")
+	f.StringSliceVar(&postinstall, "postinstall", nil, "path of a program in the image that runs before the image can boot, or NAME=PATH")
+	f.BoolVar(&ignoreFiles, "ignore-files", false, "make a delta by content only, without looking into file systems")
 	f.BoolVar(&force, "force", false, "replace the payload file if it exists")
 	return cmd
 }
 
+// nameAndPath divides NAME=PATH; without a name it is usr.
+func nameAndPath(arg string) (name, path string) {
+	if name, path, ok := strings.Cut(arg, "="); ok {
+		return name, path
+	}
+	return "usr", arg
+}
+
+// openImages opens image files for a spec. The caller closes them, also after an error.
+func openImages(spec *build.Spec, images, olds []string, total *int64) (files []*os.File, err error) {
+	open := func(arg string) (build.Image, error) {
+		name, path := nameAndPath(arg)
+		f, err := os.Open(path)
+		if err != nil {
+			return build.Image{}, fmt.Errorf("opening an image: %w", err)
+		}
+		files = append(files, f)
+		size, err := f.Seek(0, io.SeekEnd) // of a block device too
+		if err != nil {
+			return build.Image{}, fmt.Errorf("opening an image: %w", err)
+		}
+		return build.Image{Name: name, Data: f, Size: size}, nil
+	}
+	for _, arg := range images {
+		img, err := open(arg)
+		if err != nil {
+			return files, err
+		}
+		*total += img.Size
+		spec.Images = append(spec.Images, img)
+	}
+	for _, arg := range olds {
+		img, err := open(arg)
+		if err != nil {
+			return files, err
+		}
+		i := slices.IndexFunc(spec.Images, func(n build.Image) bool { return n.Name == img.Name })
+		if i < 0 {
+			return files, usagef("--old names partition %q, which no --new does", img.Name)
+		}
+		if spec.Images[i].Old != nil {
+			return files, usagef("--old names partition %q twice", img.Name)
+		}
+		spec.Images[i].Old = &img
+	}
+	return files, nil
+}
+
+func loadSigners(paths []string) ([]crypto.Signer, error) {
+	var keys []crypto.Signer
+	for _, p := range paths {
+		s, err := loadSigner(p)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, s)
+	}
+	return keys, nil
+}
+
+// writePayload writes a payload beside its name and gives it the name when it is complete; and its properties beside it.
+func writePayload(out string, force bool, make func(io.Writer) (build.Result, error)) (build.Result, error) {
+	if _, err := os.Stat(out); err == nil && !force {
+		return build.Result{}, withHint(fmt.Errorf("%s exists already", out), "--force replaces it")
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(out), "."+filepath.Base(out)+".partial-")
+	if err != nil {
+		return build.Result{}, err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	res, err := make(tmp)
+	if err != nil {
+		return build.Result{}, err
+	}
+	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync(), os.Rename(tmp.Name(), out)); err != nil {
+		return build.Result{}, fmt.Errorf("finishing %s: %w", out, err)
+	}
+	data, err := json.MarshalIndent(propertiesOf(out, res), "", "  ")
+	if err != nil {
+		return build.Result{}, err
+	}
+	return res, os.WriteFile(out+".json", append(data, '\n'), 0o644)
+}
+
 // properties are what a release server wants to know of a payload file.
 type properties struct {
-	Schema       string `json:"schema"`
-	File         string `json:"file"`
-	Size         int64  `json:"size"`
-	SHA256       string `json:"sha256"`
-	SHA256Base64 string `json:"sha256_base64"`
-	MetadataSize int64  `json:"metadata_size"`
+	Schema         string `json:"schema"`
+	File           string `json:"file"`
+	Size           int64  `json:"size"`
+	SHA256         string `json:"sha256"`
+	SHA256Base64   string `json:"sha256_base64"`
+	MetadataSize   int64  `json:"metadata_size"`
+	MetadataSHA256 string `json:"metadata_sha256_base64"`
+	Delta          bool   `json:"delta"`
+}
+
+func propertiesOf(file string, res build.Result) properties {
+	return properties{
+		Schema: "flipside.payload-properties/v1", File: filepath.Base(file), Size: res.Size, SHA256: hex.EncodeToString(res.SHA256[:]),
+		SHA256Base64: base64.StdEncoding.EncodeToString(res.SHA256[:]), MetadataSize: res.MetadataSize,
+		MetadataSHA256: base64.StdEncoding.EncodeToString(res.MetadataSHA256[:]), Delta: res.Delta,
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -19,6 +20,16 @@ type container struct {
 	v1    *metadata.ManifestV1 // one of the two
 	v2    *metadata.Manifest
 	data  *io.SectionReader // of all operations
+
+	metadataSize int64 // that the file has
+}
+
+// delta reports whether the payload starts from an old image.
+func (c *container) delta() bool {
+	if c.major == 1 {
+		return c.v1.OldPartitionInfo != nil
+	}
+	return slices.ContainsFunc(c.v2.Partitions, func(p *metadata.PartitionUpdate) bool { return p.OldPartitionInfo != nil })
 }
 
 // sparse is the first block of an extent that is nowhere.
@@ -107,7 +118,8 @@ func openContainer(src io.ReaderAt, size int64) (*container, error) {
 	} else {
 		off = c.v2.SignaturesOffset
 	}
-	from := start + int64(n) + metaSig
+	c.metadataSize = start + int64(n)
+	from := c.metadataSize + metaSig
 	length := size - from
 	if off != nil {
 		if *off > uint64(length) {

@@ -493,6 +493,11 @@ func (d *deltaMaker) copyOperations(inUnit []bool) ([]made, error) {
 		if from < 0 || inUnit[b] || d.major == 1 && int(from) == b {
 			continue // in place, what stays where it is needs no operation
 		}
+		if k := len(dst) - 1; d.major == 1 && k >= 0 && (dst[k].start+dst[k].n != b || src[k].start+src[k].n != int(from)) {
+			if err := flush(); err != nil { // one run each, or more of them would wait for each other
+				return nil, err
+			}
+		}
 		if k := len(dst) - 1; k >= 0 && dst[k].start+dst[k].n == b {
 			dst[k].n++
 		} else {
@@ -525,7 +530,9 @@ func (b *builder) delta(img Image) (*metadata.PartitionUpdate, error) {
 	}
 	var files []pair
 	if !b.spec.IgnoreFiles {
-		files = pairs(b.ctx, old, img)
+		if files, err = pairs(b.ctx, old, img); err != nil {
+			return nil, err
+		}
 	}
 	units := p.units(files)
 	results := make([]made, len(units))
@@ -543,14 +550,23 @@ func (b *builder) delta(img Image) (*metadata.PartitionUpdate, error) {
 		return nil, fmt.Errorf("reading the old image: %w", err)
 	}
 	ops = append(ops, results...)
+	byPlace := func(x, y made) int {
+		return cmp.Compare(x.op.DstExtents[0].GetStartBlock(), y.op.DstExtents[0].GetStartBlock())
+	}
+	slices.SortStableFunc(ops, byPlace)
+	if d.major == 1 {
+		if ops, err = b.inPlace(d, ops); err != nil {
+			return nil, err
+		}
+	}
 	zeros, err := b.zeroOperations(d)
 	if err != nil {
 		return nil, err
 	}
 	ops = append(ops, zeros...)
-	slices.SortStableFunc(ops, func(x, y made) int {
-		return cmp.Compare(x.op.DstExtents[0].GetStartBlock(), y.op.DstExtents[0].GetStartBlock())
-	})
+	if d.major != 1 {
+		slices.SortStableFunc(ops, byPlace)
+	}
 	part := &metadata.PartitionUpdate{
 		PartitionName:    proto.String(img.Name),
 		OldPartitionInfo: &metadata.PartitionInfo{Size: proto.Uint64(uint64(old.Size)), Hash: p.oldSum[:]},

@@ -57,12 +57,16 @@ func TestDeltaMakesTheNewImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	rsa := newKey(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		old, new := drawImages(rt)
 		spec := build.Spec{
 			Images:      []build.Image{{Name: "usr", Data: bytes.NewReader(new), Size: int64(len(new)), Old: &build.Image{Data: bytes.NewReader(old), Size: int64(len(old))}}},
 			Compression: rapid.SampledFrom([]build.Compression{build.Bzip2, build.None}).Draw(rt, "compression"),
 			Keys:        []crypto.Signer{key}, IgnoreFiles: true, Workers: 1,
+		}
+		if spec.Major = rapid.IntRange(1, 2).Draw(rt, "major"); spec.Major == 1 {
+			spec.Keys = []crypto.Signer{rsa}
 		}
 		data, _ := create(t, spec)
 		got, err := obey(data, map[string][]byte{"usr": old})

@@ -18,13 +18,16 @@ import (
 
 // Signature is one that was made elsewhere: with an HSM, or on a machine without a network.
 type Signature struct {
-	Payload  []byte // over the payload's digest: RSA PKCS #1 v1.5 with SHA-256, or ECDSA on P-256 as DER
-	Metadata []byte // over the metadata's digest; of no use in major 1
-	Size     int    // of the place that it was given when the digests were made
+	Key      crypto.PublicKey // of whoever signed: RSA, or ECDSA on P-256
+	Payload  []byte           // over the payload's digest: RSA PKCS #1 v1.5 with SHA-256, or ECDSA on P-256 as DER
+	Metadata []byte           // over the metadata's digest; of no use in major 1
 }
 
-// SignatureSizeP256 is the size of the place that a signature by a P-256 key takes. One by an RSA key takes as much as the modulus: 256, 384 or 512 bytes.
-const SignatureSizeP256 = 72
+// ErrSignature is a signature that is not by the key that it is said to be by.
+var ErrSignature = errors.New("the signature is not by this key")
+
+// sizeP256 is the longest form of a signature on P-256. One by an RSA key is as long as the modulus.
+const sizeP256 = 72
 
 type part int
 
@@ -45,27 +48,43 @@ type slot struct {
 	err  error
 }
 
+// newSlot is the place for a signature by a key.
+func newSlot(major int, key crypto.PublicKey, sign func(toSign) ([]byte, error)) slot {
+	s := slot{sign: sign}
+	switch pub := key.(type) {
+	case *rsa.PublicKey:
+		s.size = pub.Size()
+	case *ecdsa.PublicKey:
+		s.size = sizeP256
+		if name := pub.Curve.Params().Name; name != "P-256" {
+			s.err = fmt.Errorf("signing with an ECDSA key on %s, want P-256", name)
+		} else if major == 1 {
+			s.err = errors.New("signing with an ECDSA key in major version 1, whose readers know RSA only")
+		}
+	default:
+		s.err = fmt.Errorf("signing with a key of type %T, want RSA or ECDSA", pub)
+	}
+	return s
+}
+
 // keySlots are the places for the signatures of keys.
 func keySlots(major int, keys []crypto.Signer) []slot {
 	var slots []slot
 	for _, key := range keys {
-		s := slot{sign: func(d toSign) ([]byte, error) { return key.Sign(rand.Reader, d.sum[:], crypto.SHA256) }}
-		switch pub := key.Public().(type) {
-		case *rsa.PublicKey:
-			s.size = pub.Size()
-		case *ecdsa.PublicKey:
-			s.size = SignatureSizeP256
-			if name := pub.Curve.Params().Name; name != "P-256" {
-				s.err = fmt.Errorf("signing with an ECDSA key on %s, want P-256", name)
-			} else if major == 1 {
-				s.err = errors.New("signing with an ECDSA key in major version 1, whose readers know RSA only")
-			}
-		default:
-			s.err = fmt.Errorf("signing with a key of type %T, want RSA or ECDSA", pub)
-		}
-		slots = append(slots, s)
+		slots = append(slots, newSlot(major, key.Public(), func(d toSign) ([]byte, error) { return key.Sign(rand.Reader, d.sum[:], crypto.SHA256) }))
 	}
 	return slots
+}
+
+// signedBy reports whether a signature is by a key.
+func signedBy(key crypto.PublicKey, sum [32]byte, sig []byte) bool {
+	switch key := key.(type) {
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], sig) == nil
+	case *ecdsa.PublicKey:
+		return ecdsa.VerifyASN1(key, sum[:], sig)
+	}
+	return false
 }
 
 // message makes the Signatures message over a digest, or one of the same size for no digest. Without slots it is empty.
@@ -78,9 +97,6 @@ func message(major int, slots []slot, digest *toSign) ([]byte, error) {
 		if s.err != nil {
 			return nil, s.err
 		}
-		if s.size < 1 || s.size > 1024 {
-			return nil, fmt.Errorf("a signature of %d bytes, want 72 for P-256, or 256, 384 or 512 for RSA", s.size)
-		}
 		data := make([]byte, s.size)
 		n := s.size
 		if digest != nil {
@@ -88,7 +104,7 @@ func message(major int, slots []slot, digest *toSign) ([]byte, error) {
 			if err != nil {
 				return nil, fmt.Errorf("signing: %w", err)
 			}
-			if len(sig) > s.size || len(sig) < s.size && (major == 1 || s.size != SignatureSizeP256) {
+			if len(sig) > s.size {
 				return nil, fmt.Errorf("a signature of %d bytes in a place for %d", len(sig), s.size)
 			}
 			n = copy(data, sig)
@@ -115,19 +131,19 @@ func Sign(ctx context.Context, w io.Writer, src io.ReaderAt, size int64, keys []
 	return c.write(ctx, w, keySlots(c.major, keys))
 }
 
-// Digests returns the SHA-256 digests that are to be signed, for signatures of the given sizes in bytes. The payload may be signed
-// already; those signatures have no influence. Major 1 has no signature of the metadata.
-func Digests(ctx context.Context, src io.ReaderAt, size int64, sizes []int) (payload, metadata [32]byte, err error) {
-	if len(sizes) == 0 {
-		return payload, metadata, errors.New("hashing a payload: no signature size given")
+// Digests returns the SHA-256 digests that these keys are to sign. The payload may be signed already; those signatures have no
+// influence, but which keys will sign does, and their order. Major 1 has no signature of the metadata.
+func Digests(ctx context.Context, src io.ReaderAt, size int64, keys []crypto.PublicKey) (payload, metadata [32]byte, err error) {
+	if len(keys) == 0 {
+		return payload, metadata, errors.New("hashing a payload: no key given")
 	}
 	c, err := openContainer(src, size)
 	if err != nil {
 		return payload, metadata, fmt.Errorf("hashing a payload: %w", err)
 	}
 	var slots []slot
-	for _, n := range sizes {
-		slots = append(slots, slot{size: n})
+	for _, key := range keys {
+		slots = append(slots, newSlot(c.major, key, nil))
 	}
 	blank, err := message(c.major, slots, nil)
 	if err != nil {
@@ -145,8 +161,8 @@ func Digests(ctx context.Context, src io.ReaderAt, size int64, sizes []int) (pay
 	return [32]byte(h.Sum(nil)), sha256.Sum256(meta), nil
 }
 
-// Attach writes the payload src to w with signatures that were made elsewhere over what [Digests] returned for the same sizes. It does not check
-// them; opening the result with the public key does.
+// Attach writes the payload src to w with signatures that were made elsewhere over what [Digests] returned for the same keys. One that is not by
+// its key is ErrSignature; what was written to w until then is of no use.
 func Attach(ctx context.Context, w io.Writer, src io.ReaderAt, size int64, signatures []Signature) (Result, error) {
 	if len(signatures) == 0 {
 		return Result{}, errors.New("attaching signatures: none given")
@@ -156,13 +172,35 @@ func Attach(ctx context.Context, w io.Writer, src io.ReaderAt, size int64, signa
 		return Result{}, fmt.Errorf("attaching signatures: %w", err)
 	}
 	var slots []slot
-	for _, s := range signatures {
-		slots = append(slots, slot{size: s.Size, sign: func(d toSign) ([]byte, error) {
+	for i, s := range signatures {
+		slots = append(slots, newSlot(c.major, s.Key, func(d toSign) ([]byte, error) {
+			sig, what := s.Payload, "payload"
 			if d.part == ofMetadata {
-				return s.Metadata, nil
+				sig, what = s.Metadata, "metadata"
 			}
-			return s.Payload, nil
-		}})
+			if !signedBy(s.Key, d.sum, sig) {
+				return nil, fmt.Errorf("%w: signature %d, of the %s, whose digest is %x", ErrSignature, i+1, what, d.sum)
+			}
+			return sig, nil
+		}))
 	}
 	return c.write(ctx, w, slots)
+}
+
+// Properties reads a payload, signed or not, and returns its sizes and hashes.
+func Properties(ctx context.Context, src io.ReaderAt, size int64) (Result, error) {
+	c, err := openContainer(src, size)
+	if err != nil {
+		return Result{}, err
+	}
+	res := Result{Size: size, MetadataSize: c.metadataSize, Delta: c.delta()}
+	meta, all := sha256.New(), sha256.New()
+	if _, err := io.Copy(&counter{w: meta, ctx: ctx}, io.NewSectionReader(src, 0, c.metadataSize)); err != nil {
+		return Result{}, err
+	}
+	if _, err := io.Copy(&counter{w: all, ctx: ctx}, io.NewSectionReader(src, 0, size)); err != nil {
+		return Result{}, err
+	}
+	res.MetadataSHA256, res.SHA256 = [32]byte(meta.Sum(nil)), [32]byte(all.Sum(nil))
+	return res, nil
 }

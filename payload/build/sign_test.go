@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"errors"
 	"strings"
 	"testing"
 
@@ -52,14 +53,14 @@ func TestSigningElsewhere(t *testing.T) {
 		spec.Keys, spec.Unsigned = nil, true
 		bare, _ := create(t, spec)
 		src := bytes.NewReader(bare)
-		sizes := []int{256, 256}
-		pay, meta, err := build.Digests(t.Context(), src, src.Size(), sizes)
+		pubs := []crypto.PublicKey{one.Public(), two.Public()}
+		pay, meta, err := build.Digests(t.Context(), src, src.Size(), pubs)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var sigs []build.Signature
 		for _, key := range []*rsa.PrivateKey{one, two} {
-			s := build.Signature{Size: 256}
+			s := build.Signature{Key: key.Public()}
 			if s.Payload, err = rsa.SignPKCS1v15(nil, key, crypto.SHA256, pay[:]); err != nil {
 				t.Fatal(err)
 			}
@@ -82,7 +83,7 @@ func TestSigningElsewhere(t *testing.T) {
 		}
 		// The digests do not depend on signatures that are there already, and signing again makes the same file.
 		src = bytes.NewReader(want)
-		if again, _, err := build.Digests(t.Context(), src, src.Size(), sizes); err != nil || again != pay {
+		if again, _, err := build.Digests(t.Context(), src, src.Size(), pubs); err != nil || again != pay {
 			t.Errorf("major %d: the signed payload has another digest, %v", major, err)
 		}
 		out.Reset()
@@ -147,12 +148,12 @@ func TestSigningRefuses(t *testing.T) {
 	}
 	src := bytes.NewReader(good)
 	for name, s := range map[string]build.Signature{
-		"too long":  {Size: 256, Payload: make([]byte, 257), Metadata: make([]byte, 257)},
-		"too short": {Size: 256, Payload: make([]byte, 255), Metadata: make([]byte, 256)},
-		"no place":  {Payload: make([]byte, 255)},
+		"too long": {Key: key.Public(), Payload: make([]byte, 257), Metadata: make([]byte, 257)},
+		"none":     {Key: key.Public()},
+		"zeros":    {Key: key.Public(), Payload: make([]byte, 256), Metadata: make([]byte, 256)},
 	} {
-		if _, err := build.Attach(t.Context(), &bytes.Buffer{}, src, src.Size(), []build.Signature{s}); err == nil {
-			t.Errorf("a signature that is %s was attached", name)
+		if _, err := build.Attach(t.Context(), &bytes.Buffer{}, src, src.Size(), []build.Signature{s}); !errors.Is(err, build.ErrSignature) {
+			t.Errorf("a signature that is %s: %v", name, err)
 		}
 	}
 }
