@@ -12,9 +12,9 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME  ?= 10s
 
 # What a bare Debian 12 machine lacks. Installed by "make deps" when root runs it; only named otherwise.
-DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm
+DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm squashfs-tools bsdiff openssl
 
-.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha simulate cluster powercut install clean deps toolchain
+.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha bench-delta simulate cluster powercut install clean deps toolchain
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-lock: toolchain ## the semaphore on a real etcd: 50 waiters against the id
 
 bench-omaha: toolchain ## the release server with 100 000 known hosts
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -run TestBenchOmaha -v ./omaha/server
+
+bench-delta: toolchain ## sizes and times of deltas and full payloads, against the C++ generators' and the system's tools
+	FLIPSIDE_LONG=1 $(GO) test -count=1 -run TestBenchDelta -v ./payload/build
 
 simulate: toolchain ## 10 000 simulated hosts under the real decision code of the semaphore, and 1 000 real clients on one etcd
 	FLIPSIDE_LONG=1 FLIPSIDE_SEED=$(or $(SEED),3) $(GO) test -count=1 -timeout 30m -run Simulation -v ./lock

@@ -84,7 +84,32 @@ func FuzzDiff(f *testing.F) {
 		if got, err := p.apply(old); err != nil || !bytes.Equal(got, data) {
 			t.Fatalf("the patch makes something else: %v", err)
 		}
+		for name, encode := range map[string]func() ([]byte, error){"BSDIFF40": p.Classic, "BSDF2": p.BSDF2} {
+			patch, err := encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, len(data))
+			if err := Apply(got, old, patch); err != nil || !bytes.Equal(got, data) {
+				t.Fatalf("as %s, the patch makes something else: %v", name, err)
+			}
+		}
 	})
+}
+
+func ExampleDiff() {
+	old := []byte("The quick brown fox jumps over the lazy dog. The quick brown fox jumps over the lazy dog.")
+	new := []byte("The quick brown fox jumps over the lazy cat. The quick brown fox jumps over the lazy dog.")
+	patch, err := Diff(old, new).BSDF2()
+	if err != nil {
+		panic(err)
+	}
+	made := make([]byte, len(new))
+	if err := Apply(made, old, patch); err != nil {
+		panic(err)
+	}
+	fmt.Println(bytes.Equal(made, new))
+	// Output: true
 }
 
 func BenchmarkDiff(b *testing.B) {

@@ -143,3 +143,58 @@ func ExampleFull() {
 	}
 	// Output: usr 1048576 map[ZERO:1]
 }
+
+// A delta carries what changed between two images. A host that has the old one makes the new one of it.
+func ExampleCreate() {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		panic(err)
+	}
+	old := bytes.Repeat([]byte("a line of text that comes again\n"), 1<<15)
+	new := bytes.Clone(old)
+	copy(new[500000:], "another line")
+	usr := build.Image{
+		Name: "usr", Data: bytes.NewReader(new), Size: int64(len(new)),
+		Old: &build.Image{Data: bytes.NewReader(old), Size: int64(len(old))},
+	}
+	var out bytes.Buffer
+	res, err := build.Create(context.Background(), &out, build.Spec{Images: []build.Image{usr}, Keys: []crypto.Signer{key}})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(res.Delta, res.Size < 2000)
+	// Output: true true
+}
+
+// A release whose key is on a machine without a network: what is to be signed goes there, and the signatures come back.
+func ExampleAttach() {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		panic(err)
+	}
+	ctx, usr := context.Background(), bytes.NewReader(make([]byte, 1<<20))
+	var bare, out bytes.Buffer
+	if _, err := build.Create(ctx, &bare, build.Spec{Images: []build.Image{{Name: "usr", Data: usr, Size: usr.Size()}}, Unsigned: true}); err != nil {
+		panic(err)
+	}
+	src := bytes.NewReader(bare.Bytes())
+	ofPayload, ofMetadata, err := build.Digests(ctx, src, src.Size(), []crypto.PublicKey{key.Public()})
+	if err != nil {
+		panic(err)
+	}
+
+	s := build.Signature{Key: key.Public()} // made elsewhere
+	s.Payload, _ = rsa.SignPKCS1v15(nil, key, crypto.SHA256, ofPayload[:])
+	s.Metadata, _ = rsa.SignPKCS1v15(nil, key, crypto.SHA256, ofMetadata[:])
+
+	if _, err := build.Attach(ctx, &out, src, src.Size(), []build.Signature{s}); err != nil {
+		panic(err)
+	}
+	keys := &payload.Keyring{}
+	if err := keys.Add(key.Public()); err != nil {
+		panic(err)
+	}
+	_, err = payload.Open(ctx, source(out.Bytes()), payload.Options{Keys: keys})
+	fmt.Println(err)
+	// Output: <nil>
+}

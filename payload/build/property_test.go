@@ -2,15 +2,18 @@ package build_test
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"io"
 	mathrand "math/rand/v2"
 	"testing"
 
 	"pgregory.net/rapid"
 
+	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/payload/build"
 )
 
@@ -51,6 +54,21 @@ func drawImages(t *rapid.T) (old, new []byte) {
 	return old, new
 }
 
+// applied applies a delta of usr as a host does.
+func applied(ctx context.Context, data []byte, key crypto.Signer, old []byte, size int) ([]byte, error) {
+	keys := &payload.Keyring{}
+	if err := keys.Add(key.Public()); err != nil {
+		return nil, err
+	}
+	p, err := payload.Open(ctx, source(data), payload.Options{Keys: keys})
+	if err != nil {
+		return nil, err
+	}
+	d := &disk{b: make([]byte, max(size, len(old))+1<<20)}
+	err = p.Apply(ctx, payload.ApplyOptions{Targets: map[string]payload.Target{"usr": d}, Sources: map[string]io.ReaderAt{"usr": bytes.NewReader(old)}})
+	return d.b[:size], err
+}
+
 // TestDeltaMakesTheNewImage: whatever the images are, applying their delta to the old one gives the new one.
 func TestDeltaMakesTheNewImage(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -75,6 +93,11 @@ func TestDeltaMakesTheNewImage(t *testing.T) {
 		}
 		if !bytes.Equal(got["usr"], new) {
 			rt.Fatal("another image came out")
+		}
+		if got, err := applied(rt.Context(), data, spec.Keys[0], old, len(new)); err != nil {
+			rt.Fatalf("applying it: %v", err)
+		} else if !bytes.Equal(got, new) {
+			rt.Fatal("package payload makes another image of it")
 		}
 		spec.Images[0].Old = nil
 		if full, _ := create(t, spec); len(data) > len(full)+300 { // room for the hashes of the old image and of the sources
