@@ -3,6 +3,7 @@ package reboot
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -56,10 +57,10 @@ func TestPanelRemembersSince(t *testing.T) {
 
 // A gate that hangs is unknown after its time, is not asked again while it hangs, and is when it has answered.
 func TestPanelBoundsAGate(t *testing.T) {
-	release, asked := make(chan struct{}), 0
+	release := make(chan struct{})
+	var asked atomic.Int64
 	g := &says{name: "nfs", answer: func(context.Context) Answer {
-		asked++
-		if asked == 1 {
+		if asked.Add(1) == 1 {
 			<-release
 		}
 		return Answer{Verdict: Go}
@@ -69,8 +70,8 @@ func TestPanelBoundsAGate(t *testing.T) {
 	if a := p.Ask(t.Context(), now); a[0].Verdict != Unknown || !strings.Contains(a[0].Why, "has not answered within") {
 		t.Errorf("it hangs: %+v", a)
 	}
-	if a := p.Ask(t.Context(), now.Add(time.Hour)); a[0].Verdict != Unknown || !strings.Contains(a[0].Why, "1h0m ago") || asked != 1 {
-		t.Errorf("it still hangs: %+v, asked %d times", a, asked)
+	if a := p.Ask(t.Context(), now.Add(time.Hour)); a[0].Verdict != Unknown || !strings.Contains(a[0].Why, "1h0m ago") || asked.Load() != 1 {
+		t.Errorf("it still hangs: %+v, asked %d times", a, asked.Load())
 	}
 	close(release)
 	p.Limit = time.Minute
