@@ -29,17 +29,19 @@ const (
 
 // HTTPOptions configure the one HTTP client that checks, reports and downloads share.
 type HTTPOptions struct {
-	Proxy      string        // "" takes the environment's, "direct" none, else a proxy's URL
-	CAFiles    []string      // PEM files with authorities to trust besides the system's
-	CAOnly     bool          // trust only CAFiles
-	CertFile   string        // client certificate, PEM
-	KeyFile    string        // its key, PEM
-	RateLimit  int64         // bytes per second of all payload downloads together; 0 is unlimited
-	Retries    int           // attempts after the first for a connection that fails, default 2; negative none
-	RetryWait  time.Duration // before the first retry, doubling; default 500 ms
-	HeaderWait time.Duration // for the head of an answer, default 30 s
-	Logger     *slog.Logger  // nil logs nothing
-	Now        func() time.Time
+	Proxy    string   // "" takes the environment's, "direct" none, else a proxy's URL
+	CAFiles  []string // PEM files with authorities to trust besides the system's
+	CAOnly   bool     // trust only CAFiles
+	CertFile string   // client certificate, PEM
+	KeyFile  string   // its key, PEM
+	// Certificate, if set, brings the client certificate instead, such as one whose key cannot leave a TPM. It is called for every handshake.
+	Certificate func() (*tls.Certificate, error)
+	RateLimit   int64         // bytes per second of all payload downloads together; 0 is unlimited
+	Retries     int           // attempts after the first for a connection that fails, default 2; negative none
+	RetryWait   time.Duration // before the first retry, doubling; default 500 ms
+	HeaderWait  time.Duration // for the head of an answer, default 30 s
+	Logger      *slog.Logger  // nil logs nothing
+	Now         func() time.Time
 }
 
 // HTTP is the client that everything goes through: one set of connections, one set of rules.
@@ -125,7 +127,9 @@ func (opt HTTPOptions) tls() (*tls.Config, error) {
 		}
 		cfg.RootCAs = pool
 	}
-	if opt.CertFile != "" || opt.KeyFile != "" {
+	if opt.Certificate != nil {
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return opt.Certificate() }
+	} else if opt.CertFile != "" || opt.KeyFile != "" {
 		cert, err := tls.LoadX509KeyPair(opt.CertFile, opt.KeyFile)
 		if err != nil {
 			return nil, fmt.Errorf("omaha: read the client certificate %q and its key %q: %w", opt.CertFile, opt.KeyFile, err)

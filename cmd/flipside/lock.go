@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,6 +19,7 @@ import (
 	"github.com/flipside-linux/flipside/lock/etcd"
 	"github.com/flipside-linux/flipside/lock/single"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 // semaphoreFlags say which semaphore a command speaks with.
@@ -79,10 +81,15 @@ func (s *semaphoreFlags) config() (etcd.Config, error) {
 	if s.asHosts {
 		by = ""
 	}
-	return etcd.Config{
+	cfg := etcd.Config{
 		Endpoints: s.endpoints, CA: s.ca, Cert: s.cert, Key: s.key, User: s.user, Password: password, Prefix: s.prefix,
 		RequestTimeout: s.timeout, Keeper: lock.Options{By: by},
-	}, nil
+	}
+	if trust.IsKeyName(s.key) {
+		cfg.Cert, cfg.Key = "", ""
+		cfg.Certificate = func() (*tls.Certificate, error) { return trust.Certificate(s.cert, s.key, c.Trust.TPM) }
+	}
+	return cfg, nil
 }
 
 // operator names whoever runs this command, for the audit trail.

@@ -192,7 +192,7 @@ func (a *app) command() *cobra.Command {
 		a.statusCommand(), a.whyCommand(), a.watchCommand(), a.planCommand(), a.checkCommand(), a.updateCommand(), a.rebootCommand(), a.rollbackCommand(),
 		a.pauseCommand(), a.resumeCommand(), a.pinCommand(), a.unpinCommand(),
 	)
-	root.AddCommand(a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand())
+	root.AddCommand(a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand(), a.trustCommand())
 	usageErrors(root)
 	return root
 }

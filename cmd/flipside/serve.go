@@ -56,6 +56,7 @@ With --upstream the server keeps its channels as another server holds them: Flat
 			if verbose {
 				level = slog.LevelDebug
 			}
+			opt.Prover = prover
 			opt.Logger = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
 			var err error
 			if tokenFile != "" {

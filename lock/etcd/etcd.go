@@ -44,7 +44,9 @@ import (
 type Config struct {
 	Endpoints []string
 	// CA is a PEM file of the authorities that are trusted, the system's if empty. Cert and Key are this client's own; both or neither.
-	CA, Cert, Key  string
+	CA, Cert, Key string
+	// Certificate, if set, brings the client certificate instead, such as one whose key cannot leave a TPM. It is called for every handshake.
+	Certificate    func() (*tls.Certificate, error)
 	User, Password string
 	Prefix         string        // "" is /flipside/lock/
 	DialTimeout    time.Duration // 0: 5 s
@@ -113,7 +115,7 @@ func (cfg Config) tls() (*tls.Config, error) {
 	if (cfg.Cert == "") != (cfg.Key == "") {
 		return nil, fmt.Errorf("%w configuration: a client certificate and its key belong together", lock.ErrInvalid)
 	}
-	secure := cfg.CA != "" || cfg.Cert != ""
+	secure := cfg.CA != "" || cfg.Cert != "" || cfg.Certificate != nil
 	for _, e := range cfg.Endpoints {
 		secure = secure || strings.HasPrefix(e, "https://")
 	}
@@ -131,7 +133,10 @@ func (cfg Config) tls() (*tls.Config, error) {
 			return nil, fmt.Errorf("%w configuration: %s holds no certificate", lock.ErrInvalid, cfg.CA)
 		}
 	}
-	if cfg.Cert != "" {
+	switch {
+	case cfg.Certificate != nil:
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cfg.Certificate() }
+	case cfg.Cert != "":
 		// Read at every handshake: certificates are renewed while the daemon runs.
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			pair, err := tls.LoadX509KeyPair(cfg.Cert, cfg.Key)

@@ -42,6 +42,8 @@ type Host struct {
 	Target   string `json:"target,omitempty"` // the version that it was granted
 	Previous string `json:"previous,omitempty"`
 
+	Proof *Proof `json:"proof,omitempty"` // of its last boot
+
 	ErrorCode int       `json:"error_code,omitempty"` // of its last failure
 	Failed    string    `json:"failed,omitempty"`     // the version that failed
 	Failures  int       `json:"failures,omitempty"`   // how often that version failed

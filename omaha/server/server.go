@@ -34,6 +34,7 @@ type Options struct {
 	// Reboots asks the cluster's semaphore who reboots and who waits, to be shown beside the hosts; nil: there is none.
 	Reboots func(ctx context.Context) ([]RebootGroup, error)
 
+	Prover Prover       // verifies the proofs of boots; nil: none are taken
 	Logger *slog.Logger // nil logs nothing
 	Now    func() time.Time
 }
@@ -48,7 +49,9 @@ type Server struct {
 	public  atomic.Pointer[string]
 	closing sync.Once
 	metrics *metrics
-	reboots *reboots
+
+	nonceKey [32]byte // of this process: a nonce does not outlive it
+	reboots  *reboots
 
 	loadMu  sync.Mutex // reading the directory
 	loaded  time.Time
@@ -109,6 +112,7 @@ func New(dir string, opt Options) (*Server, error) {
 	s.admins()
 	s.metrics = newMetrics(s)
 	s.dashboard()
+	s.proofs()
 	return s, nil
 }
 

@@ -60,7 +60,7 @@ type Update struct {
 	CA         []string `toml:"ca"`          // PEM files with authorities to trust besides the system's
 	CAOnly     bool     `toml:"ca_only"`     // trust only those
 	ClientCert string   `toml:"client_cert"` // PEM file of a certificate to show to servers
-	ClientKey  string   `toml:"client_key"`  // PEM file of its key
+	ClientKey  string   `toml:"client_key"`  // its key: a PEM file, or "tpm:device"
 }
 
 // Slots says which disk holds the slots.

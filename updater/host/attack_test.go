@@ -3,11 +3,14 @@ package host
 import (
 	"bytes"
 	"crypto"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	releases "github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/payload/build"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/trust"
@@ -304,5 +307,72 @@ func TestSecretsOfTheNextBoot(t *testing.T) {
 		if !strings.Contains(string(got), want) {
 			t.Errorf("the program heard %q, want %q", got, want)
 		}
+	}
+}
+
+// prover is what flipside serve verifies proofs with.
+func prover(id string, nonce, proof []byte) (releases.Evidence, error) {
+	p, key, err := trust.CheckProof(proof, id, nonce)
+	return releases.Evidence{Slot: p.Claim.Slot, Version: p.Claim.Version, Key: key}, err
+}
+
+// A host proves its boot to the release server; a host with a stolen identity, which is a machine id and nothing more, does not.
+func TestProofOfABoot(t *testing.T) {
+	e := trusttest.Start(t)
+	provision := func() {
+		tpm, err := trust.OpenTPM(e.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tpm.Close()
+		if err := tpm.ProvisionKeys(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	provision()
+	r := newRig(t)
+	r.conf = "[trust]\ntpm = \"" + e.Socket + "\"\nproof = \"" + r.http.URL + "/v1/proof\"\n"
+	var sent []byte // the last proof, with its nonce
+	var path string
+	r.wrap = func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if req.Method == http.MethodPost && strings.HasPrefix(req.URL.Path, "/v1/proof/") {
+				sent, _ = io.ReadAll(req.Body)
+				path = req.URL.String()
+				req.Body = io.NopCloser(bytes.NewReader(sent))
+			}
+			h.ServeHTTP(w, req)
+		})
+	}
+	r.update("2.0.0", r.numbered("2.0.0", day, "", r.key))
+	id := strings.Repeat("ab", 16)
+	h, _ := r.server.Host(id)
+	if h.Proof == nil || h.Proof.Version != "2.0.0" || h.Proof.Slot != "USR-B" || h.Proof.Key == "" || h.Proof.Refused != "" {
+		t.Fatalf("the server knows %+v", h.Proof)
+	}
+	key := h.Proof.Key
+	post := func(url string, body []byte) int {
+		resp, err := http.Post(r.http.URL+url, "application/json", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	if code := post(path, sent); code != http.StatusForbidden { // a replay
+		t.Errorf("a replayed proof gets %d", code)
+	}
+	if code := post("/v1/proof/"+id+"?nonce=AAAA", sent); code != http.StatusForbidden {
+		t.Errorf("a proof with a nonce that nobody gave gets %d", code)
+	}
+	if code := post("/v1/proof/nobody?nonce=AAAA", sent); code != http.StatusNotFound {
+		t.Errorf("a proof of an unknown host gets %d", code)
+	}
+	e.Replace() // another machine with this one's disk
+	provision()
+	r.update("3.0.0", r.numbered("3.0.0", 2*day, "", r.key))
+	h, _ = r.server.Host(id)
+	if h.Proof.Version != "2.0.0" || h.Proof.Key != key || !strings.Contains(h.Proof.Refused, "this host's is "+key) {
+		t.Errorf("the server knows %+v", h.Proof)
 	}
 }

@@ -147,7 +147,7 @@ func TestFleetLockFromConfig(t *testing.T) {
 	srv := httptest.NewServer(&fleetlock.Server{Semaphore: k})
 	defer srv.Close()
 	c := parse(t, exit+"[lock]\ngroup = \"web\"\nfleetlock = \""+srv.URL+"\"\n")
-	sem, closer, err := semaphore(c.Lock)
+	sem, closer, err := semaphore(c.Lock, "")
 	if err != nil {
 		t.Fatal(err)
 	}

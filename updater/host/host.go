@@ -65,8 +65,12 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 	if err := os.MkdirAll(c.Paths.State, 0o700); err != nil {
 		return nil, nil, nil, fmt.Errorf("making the state directory: %w", err)
 	}
+	certificate, err := clientCertificate(c.Update.ClientCert, c.Update.ClientKey, c.Trust.TPM)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("update.client_cert, update.client_key: %w", err)
+	}
 	h, err := omaha.NewHTTP(omaha.HTTPOptions{
-		Proxy: c.Update.Proxy, CAFiles: c.Update.CA, CAOnly: c.Update.CAOnly, CertFile: c.Update.ClientCert, KeyFile: c.Update.ClientKey,
+		Proxy: c.Update.Proxy, CAFiles: c.Update.CA, CAOnly: c.Update.CAOnly, Certificate: certificate,
 		RateLimit: int64(c.Update.RateLimit), Logger: log,
 	})
 	if err != nil {
@@ -85,7 +89,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	sem, closer, err := semaphore(c.Lock)
+	sem, closer, err := semaphore(c.Lock, c.Trust.TPM)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -93,6 +97,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, closer())
 	}
+	guard.machineID = machineID
 	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version, guard: guard}
 	if err := in.locate(os.DirFS("/")); err != nil {
 		return nil, nil, nil, errors.Join(err, closer())

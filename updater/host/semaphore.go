@@ -12,13 +12,14 @@ import (
 	"github.com/flipside-linux/flipside/lock/etcd"
 	"github.com/flipside-linux/flipside/lock/fleetlock"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 // semaphore connects to the cluster's semaphore; without an address there is none.
-func semaphore(c config.Lock) (lock.Semaphore, func() error, error) {
+func semaphore(c config.Lock, tpm string) (lock.Semaphore, func() error, error) {
 	switch {
 	case c.FleetLock != "":
-		return fleetLock(c)
+		return fleetLock(c, tpm)
 	case len(c.Endpoints) == 0:
 		return nil, func() error { return nil }, nil
 	}
@@ -29,8 +30,12 @@ func semaphore(c config.Lock) (lock.Semaphore, func() error, error) {
 			return nil, nil, err
 		}
 	}
+	cert, err := clientCertificate(c.Cert, c.Key, tpm)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the semaphore: %w", err)
+	}
 	k, err := etcd.New(etcd.Config{
-		Endpoints: c.Endpoints, CA: c.CA, Cert: c.Cert, Key: c.Key, User: c.User, Password: password, RequestTimeout: time.Duration(c.Timeout),
+		Endpoints: c.Endpoints, CA: c.CA, Certificate: cert, User: c.User, Password: password, RequestTimeout: time.Duration(c.Timeout),
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("the semaphore: %w", err)
@@ -38,7 +43,7 @@ func semaphore(c config.Lock) (lock.Semaphore, func() error, error) {
 	return k, k.Close, nil
 }
 
-func fleetLock(c config.Lock) (lock.Semaphore, func() error, error) {
+func fleetLock(c config.Lock, tpm string) (lock.Semaphore, func() error, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.CA != "" {
 		pem, err := os.ReadFile(c.CA)
@@ -50,12 +55,12 @@ func fleetLock(c config.Lock) (lock.Semaphore, func() error, error) {
 			return nil, nil, fmt.Errorf("the semaphore: lock.ca: %s holds no certificate", c.CA)
 		}
 	}
-	if c.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
-		if err != nil {
-			return nil, nil, fmt.Errorf("the semaphore: lock.cert, lock.key: %w", err)
-		}
-		conf.Certificates = []tls.Certificate{pair}
+	cert, err := clientCertificate(c.Cert, c.Key, tpm)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the semaphore: lock.cert, lock.key: %w", err)
+	}
+	if cert != nil {
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert() }
 	}
 	tr := http.DefaultTransport.(*http.Transport).Clone()
 	tr.TLSClientConfig = conf
@@ -64,4 +69,15 @@ func fleetLock(c config.Lock) (lock.Semaphore, func() error, error) {
 		return nil, nil, fmt.Errorf("the semaphore: %w", err)
 	}
 	return f, func() error { tr.CloseIdleConnections(); return nil }, nil
+}
+
+// clientCertificate returns what reads a client certificate at every handshake, because certificates are renewed while the daemon runs; nil if there is
+// none. One that cannot be read now is an error now.
+func clientCertificate(cert, key, tpm string) (func() (*tls.Certificate, error), error) {
+	if cert == "" {
+		return nil, nil
+	}
+	read := func() (*tls.Certificate, error) { return trust.Certificate(cert, key, tpm) }
+	_, err := read()
+	return read, err
 }

@@ -1,12 +1,18 @@
 package host
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +34,8 @@ type guard struct {
 	log   *slog.Logger
 	http  *http.Client
 
+	machineID string
+
 	owed [2]string // slot and version that the TPM has not been told of
 }
 
@@ -42,7 +50,44 @@ func newGuard(c config.Config, log *slog.Logger) (*guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &guard{conf: c, floor: f, log: log, http: &http.Client{Timeout: time.Minute}}, nil
+	h, err := plainClient(c)
+	if err != nil {
+		return nil, err
+	}
+	return &guard{conf: c, floor: f, log: log, http: h}, nil
+}
+
+// plainClient speaks with the release server as the checks do: by its authorities and with this host's certificate.
+func plainClient(c config.Config) (*http.Client, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if len(c.Update.CA) > 0 || c.Update.CAOnly {
+		conf.RootCAs = x509.NewCertPool()
+		if !c.Update.CAOnly {
+			var err error
+			if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
+				return nil, err
+			}
+		}
+		for _, name := range c.Update.CA {
+			pem, err := os.ReadFile(name)
+			if err != nil {
+				return nil, fmt.Errorf("update.ca: %w", err)
+			}
+			if !conf.RootCAs.AppendCertsFromPEM(pem) {
+				return nil, fmt.Errorf("update.ca: %s holds no certificate", name)
+			}
+		}
+	}
+	cert, err := clientCertificate(c.Update.ClientCert, c.Update.ClientKey, c.Trust.TPM)
+	if err != nil {
+		return nil, err
+	}
+	if cert != nil {
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert() }
+	}
+	tr := http.DefaultTransport.(*http.Transport).Clone()
+	tr.TLSClientConfig = conf
+	return &http.Client{Timeout: time.Minute, Transport: tr}, nil
 }
 
 // Floor is the floor of releases of the host that c configures.
@@ -173,6 +218,12 @@ func (g *guard) confirmed(ctx context.Context, slot, version string) {
 		g.log.Error("the secrets of the old slot stay as they are", "error", err)
 	}
 	g.raise(slot, version)
+	if g.conf.Trust.Proof == "" {
+		return
+	}
+	if err := g.sendProof(ctx, g.machineID, slot, version); err != nil {
+		g.log.Warn("the release server has no proof of this boot", "error", err)
+	}
 }
 
 func (g *guard) raise(slot, version string) {
@@ -191,4 +242,53 @@ func (g *guard) disarmed(ctx context.Context, slot string) {
 	if err := g.secrets(ctx, "disarm", slot); err != nil {
 		g.log.Error("the secrets of a slot that does not boot any more stay as they are", "slot", slot, "error", err)
 	}
+}
+
+// sendProof sends the release server a TPM quote of this boot. That it cannot be sent stops no update.
+func (g *guard) sendProof(ctx context.Context, host, slot, version string) error {
+	base := strings.TrimSuffix(g.conf.Trust.Proof, "/") + "/" + url.PathEscape(host)
+	data, err := g.exchange(ctx, http.MethodGet, base, nil)
+	if err != nil {
+		return err
+	}
+	var q struct {
+		Nonce []byte `json:"nonce"`
+	}
+	if err := json.Unmarshal(data, &q); err != nil {
+		return fmt.Errorf("the server's nonce cannot be read: %w", err)
+	}
+	t, err := trust.OpenTPM(g.conf.Trust.TPM)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	p, err := t.Prove(trust.Claim{Host: host, Nonce: q.Nonce, Slot: slot, Version: version})
+	if err != nil {
+		return err
+	}
+	if data, err = json.Marshal(p); err != nil {
+		return err
+	}
+	_, err = g.exchange(ctx, http.MethodPost, base+"?nonce="+base64.RawURLEncoding.EncodeToString(q.Nonce), data)
+	return err
+}
+
+func (g *guard) exchange(ctx context.Context, method, url string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := g.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode/100 != 2 {
+		return nil, fmt.Errorf("the server answers with status %d: %s", resp.StatusCode, omaha.Printable(strings.TrimSpace(string(data[:min(len(data), 300)]))))
+	}
+	return data, nil
 }

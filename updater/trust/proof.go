@@ -209,3 +209,12 @@ func (p Proof) verify() (*ecdsa.PublicKey, error) {
 	}
 	return pub, nil
 }
+
+// CheckProof reads an encoded proof and verifies it; see [Proof.Verify].
+func CheckProof(data []byte, host string, nonce []byte) (p Proof, key string, err error) {
+	if p, err = DecodeProof(data); err != nil {
+		return p, "", err
+	}
+	key, err = p.Verify(host, nonce)
+	return p, key, err
+}

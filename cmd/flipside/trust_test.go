@@ -1,0 +1,71 @@
+package main
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/flipside-linux/flipside/updater/trust/trusttest"
+)
+
+func TestTrustCommand(t *testing.T) {
+	e := trusttest.Start(t)
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "flipside.toml")
+	file := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	run := func(want int, args ...string) string {
+		t.Helper()
+		var out, errs bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+		if code := a.run(t.Context(), append([]string{"--config", conf}, args...)); code != want {
+			t.Fatalf("flipside %s: status %d, want %d\n%s%s", strings.Join(args, " "), code, want, out.String(), errs.String())
+		}
+		return out.String() + errs.String()
+	}
+	file("os-release", "VERSION_ID=1.0.0\nFLIPSIDE_TIMESTAMP=1717200000\n")
+	file("flipside.toml", fmt.Sprintf("[update]\nserver = \"https://updates.example/\"\nkeys = [%q]\n[host]\nos_release = %q\n[paths]\nstate = %q\n[trust]\ntpm = %q\n",
+		filepath.Join(dir, "key.pub.pem"), filepath.Join(dir, "os-release"), filepath.Join(dir, "state"), e.Socket))
+	if out := run(exitVerify, "trust", "status"); !strings.Contains(out, "no key is pinned") {
+		t.Error(out)
+	}
+	run(exitOK, "payload", "keygen", filepath.Join(dir, "key"))
+	if pubs, _ := filepath.Glob(filepath.Join(dir, "key*pub*")); len(pubs) == 1 {
+		os.Rename(pubs[0], filepath.Join(dir, "key.pub.pem"))
+	}
+	if out := run(exitOK, "trust", "status"); !strings.Contains(out, "floor       1717200000 (2024-06-01T00:00:00Z)") || !strings.Contains(out, "in a file") {
+		t.Error(out)
+	}
+	run(exitFailed, "trust", "request", "node-7")
+	if out := run(exitOK, "trust", "provision"); !strings.Contains(out, "in the TPM") || !strings.Contains(out, "owner password is empty") {
+		t.Error(out)
+	}
+	block, _ := pem.Decode([]byte(run(exitOK, "trust", "request", "node-7", "--dns", "node-7.example")))
+	if csr, err := x509.ParseCertificateRequest(block.Bytes); err != nil || csr.CheckSignature() != nil || csr.DNSNames[0] != "node-7.example" {
+		t.Error(csr, err)
+	}
+	wrong := file("wrong", "wrong\n")
+	if out := run(exitPermitted, "trust", "reset", "--to", "5", "--owner-password-file", wrong); !strings.Contains(out, "password is wrong") || !strings.Contains(out, "hint: ") {
+		t.Error(out)
+	}
+	run(exitUsage, "trust", "reset")
+	var st struct {
+		Floor  struct{ Number, TPM, File int64 }
+		Device string `json:"device_key"`
+	}
+	if err := json.Unmarshal([]byte(run(exitOK, "trust", "reset", "--to", "1800000000", "--json")), &st); err != nil || st.Floor.TPM != 1800000000 || st.Device == "" {
+		t.Error(st, err)
+	}
+}

@@ -1,0 +1,164 @@
+package server
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+)
+
+// Evidence is what a proof of a boot says, once it holds.
+type Evidence struct {
+	Slot    string            `json:"slot"`
+	Version string            `json:"version"`
+	PCRs    map[string]string `json:"pcrs"` // number to hexadecimal value
+	Key     string            `json:"key"`  // fingerprint of the key that it is by
+}
+
+// A Prover verifies what a host sends about its boot. The proof must answer the nonce and be of the host.
+type Prover func(host string, nonce, proof []byte) (Evidence, error)
+
+// Proof is the last proof that a host gave.
+type Proof struct {
+	Evidence
+	At      time.Time `json:"at"`
+	Since   time.Time `json:"since"`             // when the host first came with this key
+	Refused string    `json:"refused,omitempty"` // why what it sent last was not believed
+	TriedAt time.Time `json:"tried_at,omitzero"`
+}
+
+const (
+	maxProof   = 64 << 10
+	nonceLife  = 5 * time.Minute
+	nonceSize  = 8 + 16 + 32 // when, at random, and what shows that it is ours
+	proofError = "the proof was not believed"
+)
+
+var errNonce = errors.New("the nonce is not one of this server's, or is too old")
+
+// nonce makes a nonce for a host. The server keeps none of them: it knows its own by their MAC, and each is good for a few minutes and once, because
+// a proof must be later than the last one that was taken.
+func (s *Server) nonce(host string, now time.Time) []byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, nonceSize), uint64(now.UnixNano()))
+	b = b[:24]
+	rand.Read(b[8:])
+	return s.sealNonce(host, b)
+}
+
+func (s *Server) sealNonce(host string, b []byte) []byte {
+	mac := hmac.New(sha256.New, s.nonceKey[:])
+	mac.Write(b[:24])
+	mac.Write([]byte(host))
+	return mac.Sum(b[:24:24])
+}
+
+func (s *Server) checkNonce(host string, nonce []byte, now time.Time) (time.Time, error) {
+	if len(nonce) != nonceSize || !hmac.Equal(nonce, s.sealNonce(host, nonce)) {
+		return time.Time{}, errNonce
+	}
+	at := time.Unix(0, int64(binary.BigEndian.Uint64(nonce)))
+	if at.After(now) || now.Sub(at) > nonceLife {
+		return time.Time{}, errNonce
+	}
+	return at, nil
+}
+
+// proofs adds what hosts prove their boots with.
+func (s *Server) proofs() {
+	if s.opt.Prover == nil {
+		return
+	}
+	rand.Read(s.nonceKey[:])
+	s.mux.HandleFunc("GET /v1/proof/{id}", func(w http.ResponseWriter, r *http.Request) {
+		id := r.PathValue("id")
+		if _, ok := s.Host(id); !ok {
+			s.refuse(w, http.StatusNotFound, "no host %q has asked here", clean(id))
+			return
+		}
+		s.writeJSON(w, struct {
+			Schema string `json:"schema"`
+			Nonce  []byte `json:"nonce"`
+		}{"flipside.nonce/v1", s.nonce(id, s.opt.Now())})
+	})
+	s.mux.HandleFunc("POST /v1/proof/{id}", s.takeProof)
+}
+
+func (s *Server) takeProof(w http.ResponseWriter, r *http.Request) {
+	id, now := r.PathValue("id"), s.opt.Now()
+	if _, ok := s.Host(id); !ok {
+		s.refuse(w, http.StatusNotFound, "no host %q has asked here", clean(id))
+		return
+	}
+	nonce, err := base64.RawURLEncoding.DecodeString(r.URL.Query().Get("nonce"))
+	var at time.Time
+	if err == nil {
+		at, err = s.checkNonce(id, nonce, now)
+	}
+	if err != nil {
+		s.refuse(w, http.StatusForbidden, "%s: %v", proofError, errNonce)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxProof))
+	if err != nil {
+		s.refuse(w, http.StatusRequestEntityTooLarge, "a proof has at most %d bytes", maxProof)
+		return
+	}
+	ev, err := s.opt.Prover(id, nonce, body)
+	if err == nil {
+		err = s.proven(id, ev, at, now)
+	}
+	if err != nil {
+		s.unproven(id, err, now)
+		s.refuse(w, http.StatusForbidden, "%s: %s", proofError, clean(err.Error()))
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// proven records a proof that holds. The key of a host is the one that it came with the first time.
+func (s *Server) proven(id string, ev Evidence, at, now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h, ok := s.hosts[id]
+	if !ok {
+		return errors.New("the host is forgotten meanwhile")
+	}
+	p := Proof{Evidence: ev, At: now, Since: now}
+	p.Slot, p.Version = clean(ev.Slot), clean(ev.Version)
+	if old := h.Proof; old != nil && old.Key != "" {
+		if old.Key != ev.Key {
+			return fmt.Errorf("it is by key %s, and this host's is %s since %s", ev.Key, old.Key, old.Since.UTC().Format(time.DateOnly))
+		}
+		if !at.After(old.At) {
+			return errors.New("a later one was taken already")
+		}
+		p.Since = old.Since
+	}
+	h.Proof = &p
+	s.touch(h)
+	return nil
+}
+
+// unproven records that something came that was not believed. What was believed before stays.
+func (s *Server) unproven(id string, why error, now time.Time) {
+	s.log.Warn(proofError, "host", id, "error", why)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h, ok := s.hosts[id]
+	if !ok {
+		return
+	}
+	var p Proof
+	if h.Proof != nil {
+		p = *h.Proof
+	}
+	p.Refused, p.TriedAt = clean(why.Error()), now
+	h.Proof = &p
+	s.touch(h)
+}
