@@ -292,3 +292,25 @@ func lineOf(data []byte, key string) int {
 	}
 	return 1
 }
+
+// Check says whether the configuration would be right if the file at path held data. With file set, only that file is read, as by [Source].
+func Check(file, path string, data []byte) error {
+	if file != "" {
+		_, err := Parse(path, data)
+		return err
+	}
+	l := fresh()
+	if err := l.readUpdateConf(""); err != nil {
+		return err
+	}
+	if err := l.merge(path, data, nil); err != nil {
+		return err
+	}
+	// The drop-ins come after it, and may repair or spoil it; a missing server is only wrong if no file names one.
+	for _, err := range l.Config.check() {
+		if !strings.HasPrefix(err.Error(), "update.server is not set") {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return nil
+}

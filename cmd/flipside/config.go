@@ -1,0 +1,236 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/flipside-linux/flipside/partition/atomicfile"
+	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/control"
+)
+
+func (a *app) configCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "what the configuration is, where each setting comes from, and whether it is right",
+		Args:  cobra.NoArgs,
+		Long: `Config works on the configuration files themselves; flipsided need not run, except for reload.
+
+Exit status: 0, 1 the configuration cannot be used, 7 not permitted.`,
+	}
+	var root string
+	cmd.PersistentFlags().StringVar(&root, "root", "", "look at the files below this `directory` instead of /")
+	source := func() config.Source { return config.Source{Root: root, File: a.config} }
+	cmd.AddCommand(a.configShow(source), a.configCheck(source), a.configEdit(), a.configReload())
+	return cmd
+}
+
+func (a *app) configShow(source func() config.Source) *cobra.Command {
+	var origin, changed bool
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "print every setting, as a file that could be read again",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			l, err := config.Read(source())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(configDocument(l))
+			}
+			s := a.pen()
+			table, width := "", 0
+			for _, set := range l.Settings() {
+				width = max(width, len(set.Key)+len(set.Value)+3)
+			}
+			for _, set := range l.Settings() {
+				o, ok := l.Origins[set.Key]
+				if changed && !ok {
+					continue
+				}
+				section, key, _ := strings.Cut(set.Key, ".")
+				if section != table {
+					if table != "" {
+						fmt.Fprintln(a.stdout)
+					}
+					table = section
+					fmt.Fprintln(a.stdout, s.paint(bold, "["+section+"]"))
+				}
+				line := key + " = " + set.Value
+				if origin {
+					from := "default"
+					if ok {
+						from = o.String()
+					}
+					line = pad(line, min(width, 44)) + "  " + s.paint(faint, "# "+from)
+				}
+				fmt.Fprintln(a.stdout, line)
+			}
+			if origin {
+				printFiles(a, s, l)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&origin, "origin", false, "say which file and line each setting comes from, and what was read and means nothing")
+	cmd.Flags().BoolVar(&changed, "changed", false, "leave out what has its default")
+	return cmd
+}
+
+func printFiles(a *app, s pen, l *config.Loaded) {
+	fmt.Fprintf(a.stdout, "\n%s\n", s.paint(faint, "# read, a later one wins:"))
+	for _, f := range l.Files {
+		line := "#   " + f.Path
+		if f.Masked {
+			line += " (masked)"
+		}
+		if f.Hides != "" {
+			line += ", in place of " + f.Hides
+		}
+		fmt.Fprintln(a.stdout, s.paint(faint, line))
+	}
+	if len(l.Unused) > 0 {
+		fmt.Fprintln(a.stdout, s.paint(faint, "# read, and not used:"))
+	}
+	for _, u := range l.Unused {
+		fmt.Fprintf(a.stdout, "%s\n", s.paint(faint, fmt.Sprintf("#   %s in %s: %s", u.Key, u.Origin, u.Why)))
+	}
+}
+
+type configSetting struct {
+	Key    string         `json:"key"`
+	Value  string         `json:"value"` // as it is written in TOML
+	Origin *config.Origin `json:"origin,omitempty"`
+}
+
+type configDoc struct {
+	Schema   string          `json:"schema"`
+	Settings []configSetting `json:"settings"`
+	Files    []config.File   `json:"files"`
+	Unused   []config.Unused `json:"unused,omitempty"`
+}
+
+func configDocument(l *config.Loaded) configDoc {
+	doc := configDoc{Schema: "flipside.config/v1", Files: append([]config.File{}, l.Files...), Unused: l.Unused}
+	for _, s := range l.Settings() {
+		set := configSetting{Key: s.Key, Value: s.Value}
+		if o, ok := l.Origins[s.Key]; ok {
+			set.Origin = &o
+		}
+		doc.Settings = append(doc.Settings, set)
+	}
+	return doc
+}
+
+func (a *app) configCheck(source func() config.Source) *cobra.Command {
+	return &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "say what is wrong with the configuration, or with one file",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			src := source()
+			if len(args) == 1 {
+				src.File = args[0]
+			}
+			l, err := config.Read(src)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(configDocument(l))
+			}
+			fmt.Fprintf(a.stdout, "the configuration is right: %d settings from %d files\n", len(l.Origins), len(l.Files))
+			return nil
+		},
+	}
+}
+
+func (a *app) configEdit() *cobra.Command {
+	return &cobra.Command{
+		Use:   "edit",
+		Short: "edit the configuration, and put it in place only if it is right",
+		Args:  cobra.NoArgs,
+		Long: `Edit opens a copy of the file in $VISUAL or $EDITOR. When the editor ends, the copy is checked together with all other files; only if it
+is right it replaces the file, whole. A daemon that runs is told to read it.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path := a.config
+			if path == "" {
+				path = config.DefaultPath
+			}
+			old, err := os.ReadFile(path)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("reading the configuration: %w", err)
+			}
+			text, err := a.edited(cmd, path, old)
+			if err != nil {
+				return err
+			}
+			if string(text) == string(old) {
+				return withExit(exitNothing, errors.New("nothing was changed"))
+			}
+			if err := config.Check(a.config, path, text); err != nil {
+				return withHint(err, "nothing was changed; what you wrote is lost when you end here")
+			}
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return fmt.Errorf("saving the configuration: %w", err)
+			}
+			if err := atomicfile.Write(atomicfile.OS(filepath.Dir(path)), filepath.Base(path), text); err != nil {
+				return fmt.Errorf("saving the configuration: %w", err)
+			}
+			if err := os.Chmod(path, 0o644); err != nil {
+				return fmt.Errorf("saving the configuration: %w", err)
+			}
+			fmt.Fprintf(a.stdout, "%s is in place; \"flipside config reload\" makes flipsided read it\n", path)
+			return nil
+		},
+	}
+}
+
+// edited lets somebody edit a copy of text.
+func (a *app) edited(cmd *cobra.Command, path string, text []byte) ([]byte, error) {
+	editor := os.Getenv("VISUAL")
+	if editor == "" {
+		editor = os.Getenv("EDITOR")
+	}
+	if editor == "" {
+		editor = "vi"
+	}
+	dir, err := os.MkdirTemp("", "flipside-config")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, filepath.Base(path))
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return nil, err
+	}
+	c := exec.CommandContext(cmd.Context(), "sh", "-c", editor+` "$1"`, "sh", file) // an editor may have arguments
+	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout, a.stderr
+	if err := c.Run(); err != nil {
+		return nil, fmt.Errorf("running the editor %q: %w", editor, err)
+	}
+	return os.ReadFile(file)
+}
+
+func (a *app) configReload() *cobra.Command {
+	return &cobra.Command{
+		Use:   "reload",
+		Short: "make flipsided read its configuration again",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			st, err := a.do(cmd.Context(), control.Command{Action: control.Reload})
+			if err != nil {
+				return err
+			}
+			return a.said(st, "flipsided reads its configuration again")
+		},
+	}
+}
