@@ -62,7 +62,8 @@ type Core struct {
 	offered      *omaha.Offer // waits for the download gates
 	answers      []reboot.Answer
 	answersStage Stage
-	waive        bool // somebody wants the reboot whatever the host's own gates say
+	waive        bool   // somebody wants the reboot whatever the host's own gates say
+	toldGate     string // that the host waits for, and of which this was told
 }
 
 // Answers returns what the gates said last, and which gates they were.
@@ -164,9 +165,10 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 		c.busy = false
 		c.State.Update.Armed = now
 		s.holds(c.State.Update.ToSlot, c.State.Update.Offer.Version)
+		c.toldGate = ""
 		s.enter(Armed)
 		s.do(Save{})
-		s.note("release %s is in place on %s and boots next", c.State.Update.Offer.Version, c.State.Update.ToSlot)
+		s.note(UpdateArmed, "release %s is in place on %s and boots next", c.State.Update.Offer.Version, c.State.Update.ToSlot)
 		if c.State.Update.Rollback == "" {
 			s.report(omaha.Installed())
 		}
@@ -186,7 +188,7 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 		s.confirmed()
 	case ConfirmFailed:
 		c.busy = false
-		s.failed(fmt.Errorf("marking the running slot successful: %w", ev.Err))
+		s.failed(SlotTrouble, fmt.Errorf("marking the running slot successful: %w", ev.Err))
 		c.gatesDue = now.Add(c.Timing.GateRetry)
 	case Delivered:
 		c.delivering = false
@@ -209,7 +211,7 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 	case VerdictTaken:
 		c.telling = false
 		if ev.Err != nil {
-			s.warn("the reboot slot could not be given back yet: %v", ev.Err)
+			s.warn(Semaphore, "the reboot slot could not be given back yet: %v", ev.Err)
 			c.State.Verdict.Error = ev.Err.Error()
 			c.verdictDue = now.Add(c.Timing.MinRetry)
 			break
@@ -229,8 +231,6 @@ type steps struct {
 }
 
 func (s *steps) do(e Effect)             { s.effects = append(s.effects, e) }
-func (s *steps) note(f string, a ...any) { s.do(Note{Text: fmt.Sprintf(f, a...)}) }
-func (s *steps) warn(f string, a ...any) { s.do(Note{Warn: true, Text: fmt.Sprintf(f, a...)}) }
 func (s *steps) enter(p Phase)           { s.c.State.Phase, s.c.State.Since = p, s.now }
 func (s *steps) begin(e Effect)          { s.c.busy = true; s.do(e) }
 func (s *steps) slot(l string) SlotFacts { return s.c.Facts.Slots[l] }
@@ -242,9 +242,9 @@ func (s *steps) setSlot(l string, f SlotFacts) {
 	s.c.Facts.Slots[l] = f
 }
 
-func (s *steps) failed(err error) {
+func (s *steps) failed(k Kind, err error) {
 	s.c.State.LastError, s.c.State.ErrorAt = err.Error(), s.now
-	s.warn("%v", err)
+	s.warn(k, "%v", err)
 }
 
 func (s *steps) jitter(d time.Duration) time.Duration {
@@ -306,7 +306,7 @@ func (s *steps) start(f Facts) {
 	switch {
 	case f.Running == u.ToSlot && st.Phase == Failing && newBoot && u.Healthless != "":
 		// The boot loader chose the bad side although its bits are gone. Another reboot would change nothing.
-		s.failed(fmt.Errorf("slot %s was judged bad (%s) and was booted again; repair the other slot", u.ToSlot, u.Healthless))
+		s.failed(SlotTrouble, fmt.Errorf("slot %s was judged bad (%s) and was booted again; repair the other slot", u.ToSlot, u.Healthless))
 		s.do(Save{})
 	case f.Running == u.ToSlot && st.Phase == Failing:
 		s.failing()
@@ -314,13 +314,13 @@ func (s *steps) start(f Facts) {
 		// Also when the phase is still Applying: power was lost between arming the slot and saving that.
 		s.trial()
 	case f.Running != u.FromSlot:
-		s.failed(fmt.Errorf("the host runs from %s, neither the old slot %s nor the new slot %s of the update to %q; the update is forgotten", f.Running, u.FromSlot, u.ToSlot, u.Offer.Version))
+		s.failed(SlotTrouble, fmt.Errorf("the host runs from %s, neither the old slot %s nor the new slot %s of the update to %q; the update is forgotten", f.Running, u.FromSlot, u.ToSlot, u.Offer.Version))
 		s.forget()
 	case st.Phase == Applying && u.Rollback != "":
 		s.begin(Arm{})
 	case st.Phase == Applying:
 		// Resume, but ask the server first: the offer may be gone.
-		s.note("the update to %s was interrupted and goes on", u.Offer.Version)
+		s.note(UpdateResumed, "the update to %s was interrupted and goes on", u.Offer.Version)
 		c.checkDue = s.now
 		st.Unwedge = true
 		s.wake()
@@ -382,7 +382,7 @@ func (s *steps) trial() {
 		u.Offer.Version = s.c.Facts.Version
 	}
 	s.do(Save{})
-	s.note("first boot of release %s from %s: checking its health", u.Offer.Version, u.ToSlot)
+	s.note(TrialBoot, "first boot of release %s from %s: checking its health", u.Offer.Version, u.ToSlot)
 	s.begin(Health{})
 }
 
@@ -470,7 +470,7 @@ func (s *steps) answered(ev Answered) {
 				c.checkDue = c.checkDue.Add(time.Duration(c.Rand() * c.Timing.Jitter * float64(wish)))
 			}
 		}
-		s.failed(fmt.Errorf("checking for an update: %w", ev.Err))
+		s.failed(CheckFailed, fmt.Errorf("checking for an update: %w", ev.Err))
 		s.do(Save{})
 		s.wake()
 		return
@@ -489,7 +489,7 @@ func (s *steps) answered(ev Answered) {
 	case ev.Offer == nil:
 		st.LastAnswer = ev.Reason
 		if st.Phase == Applying && !ev.Wedged {
-			s.note("the server took the offer of release %s back: %s", u.Offer.Version, ev.Reason)
+			s.note(Withdrawn, "the server took the offer of release %s back: %s", u.Offer.Version, ev.Reason)
 			s.forget()
 			return
 		}
@@ -523,7 +523,7 @@ func (s *steps) downloadGates(ev GatesAnswered) {
 		c.answers = append(c.answers, q)
 	}
 	if a, stop := reboot.First(c.answers); stop {
-		s.note("release %s is not taken: %s", offer.Version, a.Why)
+		s.do(Note{Kind: NotTaken, Text: fmt.Sprintf("release %s is not taken: %s", offer.Version, a.Why), Version: offer.Version, Gate: a.Gate, Phase: st.Phase})
 		if !a.Ask.IsZero() && a.Ask.Before(c.checkDue) && a.Ask.After(s.now) {
 			c.checkDue = a.Ask
 		}
@@ -545,6 +545,7 @@ func (s *steps) downloadGates(ev GatesAnswered) {
 	s.setSlot(st.Update.ToSlot, SlotFacts{})
 	s.holds(st.Update.ToSlot, "")
 	s.do(Save{})
+	s.note(UpdateStarted, "taking release %s to %s", offer.Version, st.Update.ToSlot)
 	s.report(omaha.DownloadStarted())
 	s.begin(Apply{})
 }
@@ -607,20 +608,20 @@ func (s *steps) applyFailed(ev ApplyFailed) {
 	}
 	v := st.Update.Offer.Version
 	if st.Update.Rollback != "" {
-		s.failed(fmt.Errorf("going back to %s: %w", st.Update.ToSlot, ev.Err))
+		s.failed(UpdateFailed, fmt.Errorf("going back to %s: %w", st.Update.ToSlot, ev.Err))
 		s.forget()
 		return
 	}
 	if ev.Transient {
 		st.CheckFails++
-		s.failed(fmt.Errorf("taking release %s: %w", v, ev.Err))
+		s.failed(UpdateFailed, fmt.Errorf("taking release %s: %w", v, ev.Err))
 		s.checkIn(s.backoff(st.CheckFails))
 		st.Unwedge = true
 		s.do(Save{})
 		s.wake()
 		return
 	}
-	s.failed(fmt.Errorf("release %s is refused: %w", v, ev.Err))
+	s.failed(UpdateRefused, fmt.Errorf("release %s is refused: %w", v, ev.Err))
 	s.quarantined(v, ev.Err.Error())
 	st.LastUpdate = &Done{From: c.Facts.Version, To: v, At: s.now, Reason: ev.Err.Error()}
 	s.report(omaha.Failed(ev.Code))
@@ -636,7 +637,7 @@ func (s *steps) rebootGates(ev GatesAnswered) {
 	u := st.Update
 	if ev.Halted != "" {
 		// The release is bad for the cluster. It must not come up here either, not even after a power cut.
-		s.warn("release %s is halted: %s; slot %s is made unbootable again", u.Offer.Version, ev.Halted, u.ToSlot)
+		s.warn(Halted, "release %s is halted: %s; slot %s is made unbootable again", u.Offer.Version, ev.Halted, u.ToSlot)
 		s.do(Disarm{u.ToSlot})
 		s.setSlot(u.ToSlot, SlotFacts{})
 		s.giveBack("halted: " + ev.Halted)
@@ -653,17 +654,31 @@ func (s *steps) rebootGates(ev GatesAnswered) {
 				c.gatesDue = a.Ask
 			}
 		}
+		s.rebootWaits(ev.Answers)
 		s.wake()
 		return
 	}
 	s.enter(Rebooting)
 	s.do(Save{})
+	s.note(RebootAsked, "rebooting from %s to %s", u.FromVer, u.Offer.Version)
 	s.begin(Reboot{fmt.Sprintf("update from %s to %s", u.FromVer, u.Offer.Version)})
+}
+
+// rebootWaits tells which gate the host waits for, once for each.
+func (s *steps) rebootWaits(answers []reboot.Answer) {
+	a, _ := reboot.First(answers)
+	if s.c.toldGate == a.Gate {
+		return
+	}
+	s.c.toldGate = a.Gate
+	n := s.c.about(Note{Kind: RebootWaits, Text: fmt.Sprintf("release %s waits to reboot: %s", s.c.State.Update.Offer.Version, a.Why)})
+	n.Gate = a.Gate
+	s.do(n)
 }
 
 func (s *steps) rebootFailed(err error) {
 	c := s.c
-	s.failed(fmt.Errorf("rebooting: %w", err))
+	s.failed(RebootStuck, fmt.Errorf("rebooting: %w", err))
 	c.waive = false
 	c.gatesDue = s.now.Add(c.Timing.GateRetry)
 	if c.State.Phase == Rebooting {
@@ -690,9 +705,9 @@ func (s *steps) judged(ev Judged) {
 		s.begin(Confirm{})
 		return
 	}
-	s.failed(fmt.Errorf("release %s is not healthy: %s", u.Offer.Version, ev.Reason))
+	s.failed(Unhealthy, fmt.Errorf("release %s is not healthy: %s", u.Offer.Version, ev.Reason))
 	if !s.slot(u.FromSlot).Bootable() {
-		s.failed(errors.Join(fmt.Errorf("release %s is not healthy: %s", u.Offer.Version, ev.Reason), errors.New("there is no other slot to go back to; the health is checked again")))
+		s.failed(Unhealthy, errors.Join(fmt.Errorf("release %s is not healthy: %s", u.Offer.Version, ev.Reason), errors.New("there is no other slot to go back to; the health is checked again")))
 		c.gatesDue = s.now.Add(c.Timing.GateRetry)
 		s.do(Save{})
 		return
@@ -706,6 +721,7 @@ func (s *steps) failing() {
 	s.enter(Failing)
 	s.do(Save{})
 	s.do(Disarm{u.ToSlot})
+	s.note(RebootAsked, "rebooting to go back from %s", u.Offer.Version)
 	s.begin(Reboot{"the new side is not healthy: " + u.Healthless})
 }
 
@@ -714,7 +730,7 @@ func (s *steps) confirmed() {
 	st := &c.State
 	u := st.Update
 	s.setSlot(u.ToSlot, SlotFacts{Priority: max(1, s.slot(u.ToSlot).Priority), Successful: true})
-	s.note("release %s is healthy and confirmed", u.Offer.Version)
+	s.note(Healthy, "release %s is healthy and confirmed", u.Offer.Version)
 	if u.FromVer != "" {
 		st.LastUpdate = &Done{From: u.FromVer, To: u.Offer.Version, At: s.now, Good: true}
 		s.report(omaha.Booted(u.FromVer))
@@ -735,7 +751,7 @@ func (s *steps) fellBack(reason string) {
 	c := s.c
 	st := &c.State
 	u := st.Update
-	s.failed(fmt.Errorf("release %s failed and the host is back on %s: %s", u.Offer.Version, c.Facts.Version, reason))
+	s.failed(FellBack, fmt.Errorf("release %s failed and the host is back on %s: %s", u.Offer.Version, c.Facts.Version, reason))
 	s.quarantined(u.Offer.Version, reason)
 	st.LastUpdate = &Done{From: u.FromVer, To: u.Offer.Version, At: s.now, Reason: reason}
 	st.Verdict = &Verdict{Version: u.Offer.Version, Reason: reason}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flipside-linux/flipside/omaha"
@@ -87,7 +88,10 @@ type Engine struct {
 	Health    func(context.Context) (good bool, reason string)
 	Rebooter  reboot.Rebooter
 	Log       *slog.Logger
+	// Told gets every note, in order, beside the log. Nil is nobody. It must not block for long.
+	Told func(Note)
 
+	beat     atomic.Int64 // when the loop was last seen to work, Unix nanoseconds
 	start    sync.Once
 	events   chan any // Event or request
 	mu       sync.Mutex
@@ -133,6 +137,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	if err := e.perform(ctx, e.Core.Step(time.Now(), Start{facts}), launch, exit); err != nil {
 		return ignoreCancel(ctx, err)
 	}
+	e.Tell(e.Core.about(Note{Kind: Started, Text: fmt.Sprintf("flipsided runs: release %s from %s, %s", facts.Version, facts.Running, e.Core.State.Phase)}))
+	defer func() { e.Tell(e.Core.about(Note{Kind: Stopping, Text: "flipsided ends"})) }()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	watch := sleepwatch{uptime: omaha.Uptime}
@@ -142,6 +148,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.Core.Slept(slept)
 		}
 		e.publish()
+		e.beat.Store(time.Now().UnixNano())
 		wait := time.Hour
 		if next := e.Core.Next(); !next.IsZero() {
 			// Never longer than a minute: a suspend is noticed when the timer next fires.
@@ -175,6 +182,40 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
+// Beat returns when the loop was last seen to work, the zero time if it has not begun. It turns at least once a minute.
+func (e *Engine) Beat() time.Time {
+	if n := e.beat.Load(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return time.Time{}
+}
+
+// Tell writes a note to the log and hands it on.
+func (e *Engine) Tell(n Note) {
+	level := slog.LevelInfo
+	if n.Warn {
+		level = slog.LevelWarn
+	}
+	attrs := []slog.Attr{slog.String("kind", string(n.Kind))}
+	for _, a := range []slog.Attr{slog.String("version", n.Version), slog.String("slot", n.Slot), slog.String("phase", string(n.Phase)), slog.String("gate", n.Gate)} {
+		if a.Value.String() != "" {
+			attrs = append(attrs, a)
+		}
+	}
+	e.Log.LogAttrs(context.Background(), level, n.Text, attrs...)
+	if e.Told != nil {
+		e.Told(n)
+	}
+}
+
+// tell is for what goes wrong while an effect is carried out.
+func (e *Engine) tell(k Kind, format string, args ...any) {
+	e.mu.Lock()
+	n := Note{Kind: k, Warn: true, Text: fmt.Sprintf(format, args...), Version: e.view.Version, Phase: e.view.Phase}
+	e.mu.Unlock()
+	e.Tell(n)
+}
+
 func ignoreCancel(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil
@@ -191,11 +232,7 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 				return err
 			}
 		case Note:
-			if ef.Warn {
-				e.Log.Warn(ef.Text)
-			} else {
-				e.Log.Info(ef.Text)
-			}
+			e.Tell(ef)
 		case AskServer:
 			launch(func(ctx context.Context) Event { return e.Server.Check(ctx, ef.OnDemand, ef.Unwedge) })
 		case AskGates:
@@ -213,7 +250,7 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 			})
 		case Disarm:
 			if err := e.Installer.Disarm(ctx, ef.Slot); err != nil {
-				e.Log.Error("a slot could not be made unbootable", "slot", ef.Slot, "error", err)
+				e.tell(SlotTrouble, "slot %s could not be made unbootable: %v", ef.Slot, err)
 			}
 		case Reboot:
 			o := omaha.Offer{}
@@ -221,12 +258,11 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 				o = e.Core.State.Update.Offer
 			}
 			first, waive := e.Core.State.Phase == Rebooting, e.Core.waive
-			e.Log.Info("rebooting", "reason", ef.Reason)
 			launch(func(ctx context.Context) Event { return e.reboot(ctx, o, ef.Reason, first, waive, exit) })
 		case Health:
 			launch(func(ctx context.Context) Event {
 				if err := e.Gates.Booted(ctx); err != nil {
-					e.Log.Warn("the semaphore does not know yet that this host is up again", "error", err)
+					e.tell(Semaphore, "the semaphore does not know yet that this host is up again: %v", err)
 				}
 				good, reason := e.Health(ctx)
 				return Judged{good, reason}
@@ -243,7 +279,7 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 			launch(func(ctx context.Context) Event {
 				for i, r := range rs {
 					if err := e.Server.Report(ctx, r); err != nil {
-						e.Log.Warn("an event did not reach the server; it is kept", "error", err)
+						e.tell(Unreported, "an event did not reach the server and is kept: %v", err)
 						return Delivered{i, err}
 					}
 				}
@@ -254,7 +290,7 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 			launch(func(ctx context.Context) Event { return VerdictTaken{e.Gates.Verdict(ctx, v)} })
 		case LeaveQueue:
 			if err := e.Gates.Leave(ctx, ef.Reason); err != nil {
-				e.Log.Warn("the claim on the semaphore could not be taken back", "error", err)
+				e.tell(Semaphore, "the claim on the semaphore could not be taken back: %v", err)
 			}
 		}
 	}
@@ -268,7 +304,8 @@ func (e *Engine) save(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		e.Log.Error("the state cannot be saved; nothing goes on until it can", "error", err)
+		e.beat.Store(time.Now().UnixNano()) // it is alive, and knows what is wrong
+		e.Log.Error("the state cannot be saved; nothing goes on until it can", "kind", string(StateTrouble), "error", err)
 		e.Core.State.LastError, e.Core.State.ErrorAt = err.Error(), time.Now()
 		e.publish()
 		select {

@@ -144,10 +144,15 @@ type (
 	GiveVerdict struct{}
 	// LeaveQueue takes a claim on the semaphore back, because no reboot will follow.
 	LeaveQueue struct{ Reason string }
-	// Note is a line for the journal.
+	// Note is told to people and programs: in the journal, the history, the metrics.
 	Note struct {
-		Warn bool
-		Text string
+		Kind    Kind
+		Warn    bool
+		Text    string // one line
+		Version string // of the release that it is about
+		Slot    string // that it is about
+		Phase   Phase  // where the update stands
+		Gate    string // that is against it
 	}
 )
 

@@ -78,7 +78,7 @@ func (c *Core) Refuses(ev Event) error {
 func (s *steps) cancelled(why string) {
 	st := &s.c.State
 	u := st.Update
-	s.note("release %s is given up: %s; slot %s is made unbootable", u.Offer.Version, why, u.ToSlot)
+	s.note(Ordered, "release %s is given up: %s; slot %s is made unbootable", u.Offer.Version, why, u.ToSlot)
 	s.do(LeaveQueue{why})
 	s.do(Disarm{u.ToSlot})
 	s.setSlot(u.ToSlot, SlotFacts{})
@@ -111,7 +111,7 @@ func (s *steps) wentBack(by string) {
 	}
 	s.enter(Applying)
 	s.do(Save{})
-	s.note("going back from release %s to release %s on %s: asked for by %s", c.Facts.Version, other, c.Facts.Other, by)
+	s.note(Ordered, "going back from release %s to release %s on %s: asked for by %s", c.Facts.Version, other, c.Facts.Other, by)
 	s.begin(Arm{})
 }
 
@@ -130,7 +130,7 @@ func (s *steps) heldBack(version, why string) {
 func (s *steps) hurried(ev Hurried) {
 	s.c.waive = s.c.waive || ev.Waive
 	if ev.Waive {
-		s.note("%s wants the reboot now; only the semaphore is still asked", ev.By)
+		s.note(Ordered, "%s wants the reboot now; only the semaphore is still asked", ev.By)
 	}
 	s.c.gatesDue = s.now
 	s.wake()

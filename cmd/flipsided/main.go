@@ -16,6 +16,7 @@ import (
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/host"
+	"github.com/flipside-linux/flipside/updater/journal"
 )
 
 func main() {
@@ -30,7 +31,7 @@ func main() {
 	if *verbose {
 		level = slog.LevelDebug
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	log := slog.New(handler(level))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, *path, log)
@@ -45,11 +46,28 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, path string, log *slog.Logger) error {
-	c, err := config.Load(path)
-	if err != nil {
-		return err
+// handler writes to the journal with its fields where standard error goes there, and lines of text elsewhere.
+func handler(level slog.Level) slog.Handler {
+	if journal.Connected() {
+		return journal.New(level)
 	}
+	return slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})
+}
+
+func run(ctx context.Context, path string, log *slog.Logger) error {
 	debug.SetMemoryLimit(96 << 20) // collect early rather than grow: updates run beside the host's real work
-	return host.Run(ctx, c, log)
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	reload := make(chan struct{})
+	go func() {
+		for range hup {
+			select {
+			case reload <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return host.Serve(ctx, func() (config.Config, error) { return config.Load(path) }, reload, log)
 }

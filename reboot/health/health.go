@@ -1,5 +1,8 @@
-// Package health decides whether a boot is good: every program in a directory must succeed, each within its time,
-// and all of them again after a soak time.
+// Package health decides whether a boot is good: systemd must have reached what it must reach, nothing of a list may have failed, and
+// every program in a directory must succeed, each within its time; all of that once more after a soak time.
+//
+// [Units] asks systemd, [Watchdog] lets the machine's own watchdog end a trial boot that hangs, and [Keep] keeps what a bad boot
+// leaves behind where the release that the host goes back to can read it.
 //
 // A program that cannot be run, that runs out of time, or that ends with another status than 0 makes the boot bad; the last
 // line that it printed is the reason, because that is what a person wants to read first. A directory that is not there
@@ -21,6 +24,7 @@ import (
 
 // Checks are the health checks of one boot. Their zero value finds every boot good.
 type Checks struct {
+	Units   Units         // are asked first
 	Dir     string        // of the programs; they run in the order of their names
 	Timeout time.Duration // for each program; 0 means one minute
 	Soak    time.Duration // the time between the first and the second round; 0 means one round
@@ -32,7 +36,7 @@ const maxOutput = 16 << 10
 
 // Failure is a check that did not succeed.
 type Failure struct {
-	Program string
+	Program string // or unit
 	Reason  string // one line
 	Output  string // the end of what it printed
 }
@@ -57,6 +61,9 @@ func (c Checks) Run(ctx context.Context) error {
 }
 
 func (c Checks) round(ctx context.Context) error {
+	if err := c.Units.check(ctx); err != nil {
+		return err
+	}
 	if c.Dir == "" {
 		return nil
 	}

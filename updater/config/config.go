@@ -28,14 +28,15 @@ const Disabled = "disabled"
 
 // Config is the whole configuration.
 type Config struct {
-	Update Update `toml:"update"`
-	Slots  Slots  `toml:"slots"`
-	Reboot Reboot `toml:"reboot"`
-	Lock   Lock   `toml:"lock"`
-	Health Health `toml:"health"`
-	Host   Host   `toml:"host"`
-	Trust  Trust  `toml:"trust"`
-	Paths  Paths  `toml:"paths"`
+	Update  Update  `toml:"update"`
+	Slots   Slots   `toml:"slots"`
+	Reboot  Reboot  `toml:"reboot"`
+	Lock    Lock    `toml:"lock"`
+	Health  Health  `toml:"health"`
+	Metrics Metrics `toml:"metrics"`
+	Host    Host    `toml:"host"`
+	Trust   Trust   `toml:"trust"`
+	Paths   Paths   `toml:"paths"`
 }
 
 // Update says where releases come from and who may sign them.
@@ -163,6 +164,18 @@ type Health struct {
 	Dir     string   `toml:"dir"`     // every executable in it must succeed
 	Timeout Duration `toml:"timeout"` // for each
 	Soak    Duration `toml:"soak"`    // all must still succeed after this time
+	// Units that must be active, such as boot-complete.target, and units of which none may have failed (patterns; "*" is every unit).
+	// Empty lists ask systemd for nothing.
+	Units     []string `toml:"units"`
+	NotFailed []string `toml:"not_failed"`
+	Patience  Duration `toml:"patience"` // how long the units may take to become active
+	Watchdog  string   `toml:"watchdog"` // device that resets the machine if a trial boot hangs; "" is none, and so is one that is not there
+}
+
+// Metrics says how Prometheus learns what the host does.
+type Metrics struct {
+	Textfile string `toml:"textfile"` // for node-exporter's textfile collector; must end in .prom
+	Listen   string `toml:"listen"`   // loopback address such as 127.0.0.1:9476
 }
 
 // Host says where the host's own facts are read.
@@ -264,11 +277,14 @@ func Default() Config {
 			Strategy: "reboot", Method: "logind", GateRetry: Duration(time.Minute),
 			Inhibitors: true, UsersGrace: Duration(5 * time.Minute), GateDir: "/etc/flipside/gate.d", GateTimeout: Duration(time.Minute),
 		},
-		Lock:   Lock{Group: "default", Timeout: Duration(10 * time.Second)},
-		Health: Health{Dir: "/etc/flipside/health.d", Timeout: Duration(time.Minute), Soak: Duration(30 * time.Second)},
-		Host:   Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id", OEM: "/etc/oem-release", Bus: "auto"},
-		Trust:  Trust{Floor: "auto", TPM: "/dev/tpmrm0", Signatures: 1},
-		Paths:  Paths{State: "/var/lib/flipside", Run: "/run/flipside"},
+		Lock: Lock{Group: "default", Timeout: Duration(10 * time.Second)},
+		Health: Health{
+			Dir: "/etc/flipside/health.d", Timeout: Duration(time.Minute), Soak: Duration(30 * time.Second),
+			Units: []string{"boot-complete.target"}, Patience: Duration(5 * time.Minute), Watchdog: "/dev/watchdog",
+		},
+		Host:  Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id", OEM: "/etc/oem-release", Bus: "auto"},
+		Trust: Trust{Floor: "auto", TPM: "/dev/tpmrm0", Signatures: 1},
+		Paths: Paths{State: "/var/lib/flipside", Run: "/run/flipside"},
 	}
 }
 
@@ -345,6 +361,9 @@ func (c *Config) check() (errs []error) {
 	}
 	if c.Reboot.GateRetry <= 0 {
 		add("reboot.gate_retry must be more than zero")
+	}
+	if c.Metrics.Textfile != "" && !strings.HasSuffix(c.Metrics.Textfile, ".prom") {
+		add("metrics.textfile %q does not end in .prom: node-exporter would not read it", c.Metrics.Textfile)
 	}
 	if c.Lock.Group == "" {
 		add("lock.group is empty")

@@ -14,41 +14,11 @@ import (
 
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/reboot"
-	"github.com/flipside-linux/flipside/reboot/health"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
-	"github.com/flipside-linux/flipside/updater/control"
 )
 
-// Run builds the engine that c describes and runs it until ctx is done. An error that is a *reboot.ExitError asks for the process to end.
-func Run(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
-	e, goal, closer, err := assemble(c, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, closer()) }()
-	l, err := control.Listen(c.Socket())
-	if err != nil {
-		return err
-	}
-	d := &operator{engine: e, conf: c, target: goal, now: time.Now}
-	serving, stop := context.WithCancel(ctx)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		if err := control.Serve(serving, l, d, log); err != nil {
-			log.Error("the control socket is gone", "error", err)
-		}
-	}()
-	bussed := make(chan struct{})
-	go func() { defer close(bussed); serveBus(serving, d, c, log) }()
-	told := make(chan struct{})
-	go func() { defer close(told); notify(serving, d) }()
-	defer func() { stop(); <-served; <-told; <-bussed }()
-	log.Info("flipsided runs", "phase", e.Core.State.Phase, "socket", c.Socket())
-	return e.Run(ctx)
-}
-
+// assemble builds the engine that c describes, what it aims at, and what releases its connections.
 func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func() error, error) {
 	machineID, err := readLine("machine id", c.Host.MachineID)
 	if err != nil {
@@ -122,7 +92,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 			host: lockName(c.Host.Alias, machineID), bootID: bootID, version: version,
 			timeout: time.Duration(c.Lock.Timeout), now: time.Now,
 		},
-		Health:   judge(c.Health),
+		Health:   judge(c, version, bootID, log),
 		Rebooter: rebooter,
 		Log:      log,
 	}
@@ -154,17 +124,6 @@ func loadState(store updater.Store, log *slog.Logger) (updater.State, error) {
 		return st, fmt.Errorf("putting the unreadable state aside: %w", err)
 	}
 	return store.Load()
-}
-
-// judge runs the health checks of a boot.
-func judge(c config.Health) func(context.Context) (bool, string) {
-	checks := health.Checks{Dir: c.Dir, Timeout: time.Duration(c.Timeout), Soak: time.Duration(c.Soak)}
-	return func(ctx context.Context) (bool, string) {
-		if err := checks.Run(ctx); err != nil {
-			return false, err.Error()
-		}
-		return true, ""
-	}
 }
 
 // osVersion reads VERSION_ID from an os-release file.

@@ -206,9 +206,12 @@ disk = %q
 running = %q
 %s[reboot]
 method = "exit"
+inhibit_dir = ""
 [health]
 dir = ""
 soak = "0s"
+units = []
+watchdog = ""
 [host]
 os_release = %q
 machine_id = %q
@@ -547,10 +550,38 @@ func TestTheServiceManagerIsTold(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", path)
 	r.run(slot, settled)
 	b := make([]byte, 4096)
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	n, err := c.Read(b)
-	if err != nil || !strings.HasPrefix(string(b[:n]), "READY=1") {
-		t.Errorf("told %q, %v", b[:n], err)
+	if err != nil || string(b[:n]) != "READY=1" {
+		t.Errorf("first told %q, %v", b[:n], err)
+	}
+	if n, err = c.Read(b); err != nil || !strings.HasPrefix(string(b[:n]), "STATUS=idle: ") {
+		t.Errorf("then told %q, %v", b[:n], err)
+	}
+}
+
+// A daemon that cannot see its disk never says that it is ready.
+func TestTheServiceManagerIsNotToldTooEarly(t *testing.T) {
+	r := newRig(t)
+	slot, _ := r.boot()
+	conf := r.config(slot)
+	path := filepath.Join(r.dir, "notify.sock")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	if err := os.Truncate(r.disk, 512); err != nil {
+		t.Fatal(err)
+	}
+	if err := Run(t.Context(), conf, slog.New(slog.DiscardHandler)); err == nil {
+		t.Fatal("it ran without a disk")
+	}
+	b := make([]byte, 4096)
+	c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if n, err := c.Read(b); err == nil {
+		t.Errorf("told %q", b[:n])
 	}
 }
 

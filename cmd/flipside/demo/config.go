@@ -28,6 +28,8 @@ endpoints = [%[3]q]
 group     = "demo"
 
 [health]
+units = []
+watchdog = ""
 dir     = %[6]q
 timeout = "10s"
 soak    = "500ms"

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/flipside-linux/flipside/partition/gptimage"
+	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/control"
+)
+
+// What the daemon may cost the host that it keeps up to date.
+const (
+	maxBinary = 25 << 20 // bytes, stripped
+	maxIdle   = 20 << 20 // bytes of resident memory that are its own, between two checks
+)
+
+// program makes the daemon as "make build" does.
+func program(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "flipsided")
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", bin, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return bin
+}
+
+// configure writes the configuration of a host whose server is away, with a semaphore and metrics: everything that the daemon can be asked to hold.
+func configure(t *testing.T) (conf, socket, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	disk := filepath.Join(dir, "disk.img")
+	if err := gptimage.Create(disk, 512, "22222222-2222-4222-8222-222222222222", []gptimage.Partition{
+		{Label: "USR-A", Type: gptimage.TypeUSR, UUID: "7130c94a-213a-4e5a-8e26-6cce9662f132", Size: 1 << 20, Attributes: gptimage.Attributes(1, 0, true)},
+		{Label: "USR-B", Type: gptimage.TypeUSR, UUID: "e03dd35c-7c2d-4a47-b3fe-27f15780a57c", Size: 1 << 20},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"machine-id": strings.Repeat("ab", 16) + "\n", "boot_id": "b1\n", "os-release": "VERSION_ID=1.0.0\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	text := fmt.Sprintf(`
+[update]
+server = "http://%[2]s/v1/update/"
+first_check = "1ms"
+[slots]
+disk = "%[1]s/disk.img"
+running = "USR-A"
+[reboot]
+method = "exit"
+[lock]
+endpoints = ["http://%[2]s"]
+[metrics]
+textfile = "%[1]s/flipside.prom"
+listen = "127.0.0.1:0"
+[health]
+units = []
+watchdog = ""
+[host]
+os_release = "%[1]s/os-release"
+machine_id = "%[1]s/machine-id"
+boot_id = "%[1]s/boot_id"
+[paths]
+state = "%[1]s/state"
+run = "%[1]s/run"
+`, dir, l.Addr())
+	conf = filepath.Join(dir, "flipside.toml")
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return conf, filepath.Join(dir, "run", "control.sock"), dir
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Since(start) > 60*time.Second {
+			t.Fatalf("%s: not within a minute", what)
+		}
+	}
+}
+
+func status(socket string, ok func(updater.Status) bool) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	good := false
+	control.Call(ctx, socket, control.Request{Method: "status"}, func(st updater.Status) bool { good = ok(st); return false })
+	return good
+}
+
+// resident returns the anonymous resident memory of a process, and all of it: what is mapped from the file of the program is shared, and the kernel
+// takes it back when it likes.
+func resident(t *testing.T, pid int) (own, all int64) {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		n, _ := strconv.ParseInt(f[1], 10, 64)
+		switch f[0] {
+		case "RssAnon:":
+			own = n << 10
+		case "VmRSS:":
+			all = n << 10
+		}
+	}
+	return own, all
+}
+
+// The daemon is small, idles in little memory, reads its configuration again when it is told to, and ends when it is told to.
+func TestTheProgram(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the daemon")
+	}
+	bin := program(t)
+	info, err := os.Stat(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the stripped binary has %.1f MiB", float64(info.Size())/(1<<20))
+	if info.Size() > maxBinary {
+		t.Errorf("the stripped binary has %d bytes, more than %d", info.Size(), maxBinary)
+	}
+	conf, socket, dir := configure(t)
+	cmd := exec.Command(bin, "-config", conf)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer cmd.Process.Kill()
+	until(t, "the first check fails", func() bool {
+		return status(socket, func(st updater.Status) bool { return st.Schema != "" })
+	})
+	own, all := resident(t, cmd.Process.Pid)
+	t.Logf("idle, the daemon has %.1f MiB resident, %.1f MiB of them its own", float64(all)/(1<<20), float64(own)/(1<<20))
+	if all > maxIdle {
+		t.Errorf("idle, the daemon has %d bytes resident, more than %d", all, maxIdle)
+	}
+
+	// A mistake in the configuration changes nothing; a good one counts.
+	good, err := os.ReadFile(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	history := func(text string) func() bool {
+		return func() bool {
+			data, _ := os.ReadFile(filepath.Join(dir, "state", "history.log"))
+			return bytes.Contains(data, []byte(text))
+		}
+	}
+	started := func() int {
+		data, _ := os.ReadFile(filepath.Join(dir, "state", "history.log"))
+		return bytes.Count(data, []byte(`"kind":"started"`))
+	}
+	until(t, "the start is in the history", history(`"kind":"started"`))
+	if err := os.WriteFile(conf, append([]byte("[oops]\n"), good...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Process.Signal(syscall.SIGHUP)
+	if err := os.WriteFile(conf+".good", good, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond) // whether it was read is seen below: it must still answer, and go on with the next one
+	if !status(socket, func(st updater.Status) bool { return st.Version == "1.0.0" }) {
+		t.Errorf("after a bad configuration it does not answer:\n%s", stderr.String())
+	}
+	if err := os.Rename(conf+".good", conf); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Process.Signal(syscall.SIGHUP)
+	until(t, "it started anew with the good configuration", func() bool { return started() == 2 })
+	until(t, "it answers again", func() bool {
+		return status(socket, func(st updater.Status) bool { return st.Schema != "" })
+	})
+
+	cmd.Process.Signal(os.Interrupt)
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("it ended with %v:\n%s", err, stderr.String())
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not end")
+	}
+	if !strings.Contains(stderr.String(), `unknown key \"oops\"`) {
+		t.Errorf("it does not say what is wrong with the bad configuration:\n%s", stderr.String())
+	}
+	if _, err := os.Stat(filepath.Join(dir, "flipside.prom")); err == nil {
+		t.Error("the metrics of a daemon that does not run are still there")
+	}
+}

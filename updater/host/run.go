@@ -1,0 +1,206 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/control"
+	"github.com/flipside-linux/flipside/updater/history"
+	"github.com/flipside-linux/flipside/updater/metrics"
+)
+
+// Serve runs hosts as load describes them until ctx is done. Each value on reload loads the configuration again: the engine stops, its
+// state is on the disk, and another one goes on from there. A configuration that cannot be used is told and changes nothing.
+func Serve(ctx context.Context, load func() (config.Config, error), reload <-chan struct{}, log *slog.Logger) error {
+	c, err := load()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { tellManager(stopping) })()
+	asked := make(chan struct{}, 1) // by an operator
+	ask := func() {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+	}
+	var last *config.Config // what ran before the reload
+	for {
+		run, stop := context.WithCancel(ctx)
+		next := make(chan config.Config, 1)
+		ready := make(chan struct{})
+		go func() {
+			for {
+				select {
+				case <-run.Done():
+					return
+				case <-reload:
+				case <-asked:
+				}
+				tellManager(reloading())
+				n, err := load()
+				if err != nil {
+					log.Error("the new configuration cannot be used; the old one stays", "kind", string(updater.Reloaded), "error", err)
+					tellManager(isReady)
+					continue
+				}
+				next <- n
+				stop()
+				return
+			}
+		}()
+		err := runUntil(run, c, log, ready, load, ask)
+		stop()
+		select {
+		case n := <-next:
+			if err != nil {
+				return err
+			}
+			log.Info("the configuration was read again", "kind", string(updater.Reloaded))
+			old := c
+			c, last = n, &old
+			continue
+		default:
+		}
+		started := false
+		select {
+		case <-ready:
+			started = true
+		default:
+		}
+		if err == nil || started || last == nil {
+			return err
+		}
+		log.Error("the new configuration cannot be used; the old one stays", "kind", string(updater.Reloaded), "error", err)
+		c, last = *last, nil
+	}
+}
+
+// Run builds the engine that c describes and runs it until ctx is done. An error that is a *reboot.ExitError asks for the process to end.
+func Run(ctx context.Context, c config.Config, log *slog.Logger) error {
+	return runUntil(ctx, c, log, make(chan struct{}), nil, nil)
+}
+
+// runUntil closes ready once the engine works. With load and reload an operator may have the configuration read again.
+func runUntil(ctx context.Context, c config.Config, log *slog.Logger, ready chan<- struct{}, load func() (config.Config, error), reload func()) (err error) {
+	e, goal, closer, err := assemble(c, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closer()) }()
+	m := metrics.New()
+	h := openHistory(c.Paths.State, log)
+	defer h.close()
+	e.Told = func(n updater.Note) {
+		m.Note(n)
+		h.add(n, e.Core.Facts.BootID)
+	}
+
+	l, err := control.Listen(c.Socket())
+	if err != nil {
+		return err
+	}
+	d := &operator{engine: e, conf: c, target: goal, load: load, reload: reload, now: time.Now}
+	serving, stop := context.WithCancel(ctx)
+	var tasks []<-chan struct{}
+	task := func(what string, f func() error) {
+		done := make(chan struct{})
+		tasks = append(tasks, done)
+		go func() {
+			defer close(done)
+			if err := f(); err != nil {
+				log.Error(what, "error", err)
+			}
+		}()
+	}
+	defer func() {
+		stop()
+		for _, done := range tasks {
+			<-done
+		}
+	}()
+	task("the control socket is gone", func() error { return control.Serve(serving, l, d, log) })
+	if c.Metrics.Listen != "" {
+		ml, err := metrics.Listen(c.Metrics.Listen)
+		if err != nil {
+			l.Close()
+			return err
+		}
+		task("the metrics are gone", func() error { return m.Serve(serving, ml) })
+	}
+	task("the message bus is gone", func() error { serveBus(serving, d, c, log); return nil })
+	task("the service manager is not told any more", func() error { notify(serving, d, ready); return nil })
+	task("the watchdog is not told any more", func() error { watchdog(serving, e); return nil })
+	task("the metrics are not written any more", func() error { return observe(serving, d, m, c.Metrics.Textfile, log) })
+	return e.Run(ctx)
+}
+
+// observe keeps the metrics up to date.
+func observe(ctx context.Context, d control.Daemon, m *metrics.Metrics, path string, log *slog.Logger) error {
+	failed := ""
+	for {
+		st, changed := d.Status(ctx)
+		if st.Schema != "" {
+			m.Observe(st)
+			if path != "" {
+				text := ""
+				if err := m.WriteFile(path); err != nil {
+					text = err.Error()
+				}
+				if text != "" && text != failed {
+					log.Warn(text)
+				}
+				failed = text
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-time.After(5 * time.Minute): // the age of the file says that the daemon lives
+		}
+		select { // a download changes its progress often
+		case <-ctx.Done():
+			if path != "" {
+				return metrics.Remove(path)
+			}
+			return nil
+		case <-time.After(2 * time.Second):
+		}
+	}
+}
+
+// recorder writes notes to the history. A history that cannot be written stops nothing.
+type recorder struct {
+	log  *slog.Logger
+	file *history.Log
+}
+
+func openHistory(dir string, log *slog.Logger) *recorder {
+	h, err := history.Open(dir, 0)
+	if err != nil {
+		log.Error("the history cannot be written", "error", err)
+	}
+	return &recorder{log: log, file: h}
+}
+
+func (r *recorder) add(n updater.Note, boot string) {
+	if r.file == nil {
+		return
+	}
+	err := r.file.Append(history.Record{
+		Time: time.Now(), Boot: boot, Kind: string(n.Kind), Warn: n.Warn, Text: n.Text, Version: n.Version, Slot: n.Slot, Phase: string(n.Phase),
+	})
+	if err != nil {
+		r.log.Error("the history cannot be written", "error", err)
+	}
+}
+
+func (r *recorder) close() {
+	if r.file != nil {
+		r.file.Close()
+	}
+}
