@@ -14,7 +14,7 @@ FUZZTIME  ?= 10s
 # What a bare Debian 12 machine lacks. Installed by "make deps" when root runs it; only named otherwise.
 DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm squashfs-tools bsdiff openssl
 
-.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha bench-delta simulate cluster powercut install clean deps toolchain
+.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha bench-delta bench-payload simulate cluster powercut install clean deps toolchain
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ bench: toolchain ## benchmarks, with ratios against named references measured in
 
 bench-lock: toolchain ## the semaphore on a real etcd: 50 waiters against the ideal time, and latencies
 	$(GO) test ./lock/etcd -run '^$$' -bench . -benchtime 6x
+
+bench-payload: toolchain ## applying payloads, against a C engine on the system's libraries in the same run (FLIPSIDE_BENCH_MIB: size of the image, 512)
+	@.ci/deps libbz2-dev liblzma-dev libzstd-dev libssl-dev gcc libc6-dev
+	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 60m -run TestBenchPayload -v ./payload/bench
 
 bench-omaha: toolchain ## the release server with 100 000 known hosts
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -run TestBenchOmaha -v ./omaha/server

@@ -21,7 +21,7 @@ func (a *app) payloadCommand() *cobra.Command {
 		Short: "make, read, check and apply signed payloads",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(a.payloadKeygenCommand(), a.payloadCreateCommand(), a.payloadHashCommand(), a.payloadAttachCommand(), a.payloadResignCommand(), a.payloadPropsCommand(), a.payloadDiffCommand(), a.payloadInfoCommand(), a.payloadVerifyCommand(), a.payloadApplyCommand())
+	cmd.AddCommand(a.payloadKeygenCommand(), a.payloadCreateCommand(), a.payloadHashCommand(), a.payloadAttachCommand(), a.payloadResignCommand(), a.payloadPropsCommand(), a.payloadDiffCommand(), a.payloadInfoCommand(), a.payloadVerifyCommand(), a.payloadApplyCommand(), a.payloadBenchCommand())
 	return cmd
 }
 
