@@ -26,8 +26,8 @@
 // One goroutine reads the data in order and hashes it; a worker for each processor checks, decodes and writes. Writes may land out of order. Another
 // goroutine has targets that are a [Settler] read back what is final. Memory is bounded by a budget for the operations under way.
 //
-// bzip2 and xz are decoded by package unbzip2 and package unxz: with the libraries that there are in Go an apply would not keep up with a C engine by the factor that two
-// processors allow (the standard library's bzip2 takes 1.5 times the time of libbz2, the best xz twice that of liblzma). They are fuzzed against those libraries. zstd is
+// bzip2 and xz are decoded by package unbzip2 and package unxz. With the libraries that there are in Go, which decode streams of unknown length, most of the time of an
+// apply went into them, and a C engine kept up with two processors. Those libraries are what the decoders are fuzzed against. zstd is
 // klauspost/compress, which keeps up. "make bench-payload" measures all of it against C, in one run.
 //
 // The format, with what is refused and why the zstd operation has the number it has, is in docs/payload-format.md.
