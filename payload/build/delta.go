@@ -36,27 +36,23 @@ const (
 	absorb    = 16   // copied blocks between changed ones that become part of the patch: they cost less in it than as extents
 )
 
-// run is a run of blocks of the new image: changed ones, or ones that are the same as some of the old image.
-type run struct {
-	start, n int
-	src      int // first block in the old image; fresh: they are nowhere in it
-}
+// run is a run of blocks.
+type run struct{ start, n int }
 
-const fresh = -1
+// What a block's origin is if it is no block of the old image.
+const (
+	fresh = -1 // nowhere in it
+	zero  = -2 // zeros
+)
 
 // plan says where each block of the new image comes from.
 type plan struct {
 	old, new Image
-	zeros    []run
-	copies   []run
-	changed  []run
 	oldSum   [32]byte
 	newSum   [32]byte
 	origin   []int32 // for each new block: the old one, or zero, or fresh
 	oldZero  []bool
 }
-
-const zero = -2
 
 // planDelta reads both images once and finds every block of the new one that is anywhere in the old one. It keeps 16 bytes for each old
 // block and 4 for each new one.

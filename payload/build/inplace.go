@@ -162,14 +162,6 @@ func eachExtent(list []*metadata.Extent, do func(block uint64)) {
 	}
 }
 
-func blocksIn(list []*metadata.Extent) int {
-	n := 0
-	for _, e := range list {
-		n += int(e.GetNumBlocks())
-	}
-	return n
-}
-
 // smallest is a heap of indexes.
 type smallest []int
 
