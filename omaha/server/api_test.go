@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -123,6 +124,31 @@ func TestOpenAPI(t *testing.T) {
 	get(400, "/v1/hosts?limit=0")
 	get(200, "/v1/hosts/"+host)
 	get(404, "/v1/hosts/nobody")
+	get(404, "/v1/proof/"+host) // takes no proofs
+	l.opt.Prover = func(_ string, _, proof []byte) (Evidence, error) {
+		if string(proof) != `{"good":1}` {
+			return Evidence{}, errors.New("not good")
+		}
+		return Evidence{Slot: "USR-B", Version: "2.0.0", Key: "sha256:1"}, nil
+	}
+	prove := func(want int, id, body string) {
+		t.Helper()
+		var q struct{ Nonce []byte }
+		if err := json.Unmarshal([]byte(get(200, "/v1/proof/"+host)), &q); err != nil {
+			t.Fatal(err)
+		}
+		code, answer := c.do("POST", "/v1/proof/"+id+"?nonce="+base64.RawURLEncoding.EncodeToString(q.Nonce), "", "application/json", body)
+		if code != want {
+			t.Errorf("a proof of %s: %d, want %d: %s", id, code, want, answer)
+		}
+	}
+	prove(403, host, `{}`)
+	prove(204, host, `{"good":1}`)
+	prove(404, "nobody", `{"good":1}`)
+	prove(403, fmt.Sprintf("%032x", 6), `{"good":1}`) // the nonce is another host's
+	prove(413, host, strings.Repeat(" ", 65<<10))
+	get(200, "/v1/hosts/"+host)
+	get(200, "/hosts/"+host)
 	get(200, "/v1/reboots")
 	get(200, "/v1/audit")
 	get(200, "/payloads/1.1.0.payload")

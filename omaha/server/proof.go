@@ -71,14 +71,10 @@ func (s *Server) checkNonce(host string, nonce []byte, now time.Time) (time.Time
 
 // proofs adds what hosts prove their boots with.
 func (s *Server) proofs() {
-	if s.opt.Prover == nil {
-		return
-	}
 	rand.Read(s.nonceKey[:])
 	s.mux.HandleFunc("GET /v1/proof/{id}", func(w http.ResponseWriter, r *http.Request) {
 		id := r.PathValue("id")
-		if _, ok := s.Host(id); !ok {
-			s.refuse(w, http.StatusNotFound, "no host %q has asked here", clean(id))
+		if s.asksProof(w, id) {
 			return
 		}
 		s.writeJSON(w, struct {
@@ -89,10 +85,21 @@ func (s *Server) proofs() {
 	s.mux.HandleFunc("POST /v1/proof/{id}", s.takeProof)
 }
 
+// asksProof refuses what no proof can be taken of.
+func (s *Server) asksProof(w http.ResponseWriter, id string) (refused bool) {
+	_, ok := s.Host(id)
+	switch {
+	case s.opt.Prover == nil:
+		s.refuse(w, http.StatusNotFound, "this server takes no proofs")
+	case !ok:
+		s.refuse(w, http.StatusNotFound, "no host %q has asked here", clean(id))
+	}
+	return s.opt.Prover == nil || !ok
+}
+
 func (s *Server) takeProof(w http.ResponseWriter, r *http.Request) {
 	id, now := r.PathValue("id"), s.opt.Now()
-	if _, ok := s.Host(id); !ok {
-		s.refuse(w, http.StatusNotFound, "no host %q has asked here", clean(id))
+	if s.asksProof(w, id) {
 		return
 	}
 	nonce, err := base64.RawURLEncoding.DecodeString(r.URL.Query().Get("nonce"))
