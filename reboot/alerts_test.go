@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// The answers of Prometheus 2.42, recorded; TestAlertsOnPrometheus asks a real one where it is installed.
+// Answers as Prometheus gives them, written from its HTTP API documentation; TestAlertsOnPrometheus asks a real one where it is installed.
 func TestAlertsGate(t *testing.T) {
 	vector := func(series string) string {
 		return `{"status":"success","data":{"resultType":"vector","result":[` + series + `]}}`
