@@ -12,9 +12,9 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME  ?= 10s
 
 # What a bare Debian 12 machine lacks. Installed by "make deps" when root runs it; only named otherwise.
-DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm squashfs-tools bsdiff openssl
+DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm squashfs-tools bsdiff openssl chromium fonts-dejavu-core
 
-.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha bench-delta bench-payload simulate cluster powercut install clean deps toolchain
+.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha screenshots bench-delta bench-payload simulate cluster powercut install clean deps toolchain
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ build: toolchain ## build bin/flipsided and bin/flipside
 demo: deps build ## watch three hosts update themselves (no root needed; touches only its own temporary directory)
 	@$(BIN)/flipside demo $(DEMO_ARGS)
 
-test: deps vet fmt-check staticcheck test-go test-race powercut fuzz ## everything that must hold, on a clean clone
+test: deps vet fmt-check staticcheck test-go test-race powercut screenshots fuzz ## everything that must hold, on a clean clone
 	@echo "all tests passed"
 
 test-go: toolchain
@@ -62,7 +62,11 @@ bench-payload: toolchain ## applying payloads, against a C engine on the system'
 	@.ci/deps libbz2-dev liblzma-dev libzstd-dev libssl-dev gcc libc6-dev
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 60m -run TestBenchPayload -v ./payload/bench
 
-bench-omaha: toolchain ## the release server with 100 000 known hosts
+screenshots: toolchain ## the release server's page in a real browser; the pictures stay in bin/screenshots
+	@mkdir -p $(BIN)/screenshots
+	FLIPSIDE_SCREENSHOTS=$(CURDIR)/$(BIN)/screenshots $(GO) test -count=1 -run 'Screenshots|LivePage' ./omaha/server
+
+bench-omaha: toolchain ## the release server with 100 000 known hosts, against go-omaha's example server
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -run TestBenchOmaha -v ./omaha/server
 
 bench-delta: toolchain ## sizes and times of deltas and full payloads, against the C++ generators' and the system's tools

@@ -11,11 +11,23 @@ import (
 	"sync"
 	"testing"
 
+	wire "github.com/flatcar/go-omaha/omaha"
+
 	"github.com/flipside-linux/flipside/omaha"
 )
 
-// TestMain turns the test binary into a server when the kill test asks for one.
+// TestMain turns the test binary into a server when the kill test asks for one, or into the reference of the measures.
 func TestMain(m *testing.M) {
+	if os.Getenv("FLIPSIDE_TEST_REFERENCE") != "" {
+		ref, err := wire.NewTrivialServer("127.0.0.1:0")
+		if err == nil {
+			ref.SetVersion("1.1.0")
+			fmt.Println("http://" + ref.Addr().String())
+			err = ref.Serve()
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	dir := os.Getenv("FLIPSIDE_TEST_SERVER")
 	if dir == "" {
 		os.Exit(m.Run())

@@ -65,13 +65,8 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the request cannot be read", http.StatusBadRequest)
 		return
 	}
-	if err := strict.Check(data, "request", requestLimits()); err != nil {
-		s.metrics.refused.Inc()
-		http.Error(w, "the request is not a plain Omaha 3.0 document", http.StatusBadRequest)
-		return
-	}
 	var req requestDoc
-	if err := xml.Unmarshal(data, &req); err != nil || req.Protocol != "3.0" {
+	if err := strict.Decode(data, "request", requestLimits(), &req); err != nil || req.Protocol != "3.0" {
 		s.metrics.refused.Inc()
 		http.Error(w, "the request is not an Omaha 3.0 document", http.StatusBadRequest)
 		return

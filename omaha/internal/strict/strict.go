@@ -41,25 +41,29 @@ func Read(r io.Reader, limit int) ([]byte, error) {
 }
 
 // Check returns an error that wraps ErrXML unless data is one plain element called root, within the limits.
-func Check(data []byte, root string, lim Limits) error {
+func Check(data []byte, root string, lim Limits) error { return Decode(data, root, lim, nil) }
+
+// Decode fills v from data as xml.Unmarshal does, and refuses what Check refuses. Each token is looked at before the
+// decoder sees it, so that one pass does for both. After an error nothing in v counts. A nil v only checks.
+func Decode(data []byte, root string, lim Limits, v any) error {
 	if len(data) > lim.Bytes {
 		return refuse("it is larger than %d bytes", lim.Bytes)
 	}
 	if !utf8.Valid(data) {
 		return refuse("it is not UTF-8")
 	}
-	c := checker{lim: lim, root: root}
-	d := xml.NewDecoder(bytes.NewReader(data))
-	for {
-		token, err := d.Token()
-		if err == io.EOF {
+	c := &checker{lim: lim, root: root, raw: xml.NewDecoder(bytes.NewReader(data))}
+	d := xml.NewTokenDecoder(c)
+	if v != nil {
+		if err := d.Decode(v); err != nil {
+			return c.error(err)
+		}
+	}
+	for { // whatever follows the root, or everything
+		if _, err := d.Token(); err == io.EOF {
 			break
-		}
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrXML, err)
-		}
-		if err := c.token(token); err != nil {
-			return err
+		} else if err != nil {
+			return c.error(err)
 		}
 	}
 	if !c.closed {
@@ -74,13 +78,38 @@ type frame struct {
 	count map[string]int
 }
 
+// checker hands on the tokens of raw that pass.
 type checker struct {
+	raw      *xml.Decoder
 	lim      Limits
 	root     string
 	open     []frame
 	elements int
 	begun    bool // something was seen: an XML declaration must be first
 	closed   bool // the root element is complete
+}
+
+// Token makes the checker a source of tokens. Names come as they are written, so that a name space shows.
+func (c *checker) Token() (xml.Token, error) {
+	t, err := c.raw.RawToken()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.token(t); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// error makes an error of the decoder a refusal, if it is not one yet.
+func (c *checker) error(err error) error {
+	switch {
+	case errors.Is(err, ErrXML):
+		return err
+	case err == io.EOF:
+		return refuse("it holds no <%s>", c.root)
+	}
+	return fmt.Errorf("%w: %w", ErrXML, err)
 }
 
 func (c *checker) token(t xml.Token) error {
@@ -107,6 +136,10 @@ func (c *checker) token(t xml.Token) error {
 	case xml.StartElement:
 		return c.start(t)
 	case xml.EndElement:
+		// The decoder behind this one sees to it that the names match.
+		if len(c.open) == 0 {
+			return refuse("something ends that has not begun: </%s>", short(t.Name.Local))
+		}
 		c.open = c.open[:len(c.open)-1]
 		c.closed = len(c.open) == 0
 	}

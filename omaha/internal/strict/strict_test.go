@@ -1,7 +1,9 @@
 package strict
 
 import (
+	"encoding/xml"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -78,8 +80,23 @@ func FuzzCheck(f *testing.F) {
 	f.Add([]byte(`<!DOCTYPE r><r/>`))
 	f.Add([]byte(`<r a="1" a="2"/>`))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		var one, two struct {
+			A    string `xml:"a,attr"`
+			Text string `xml:",chardata"`
+			In   []struct {
+				Text string `xml:",chardata"`
+			} `xml:"one"`
+		}
+		err := Decode(data, "r", limits(), &one)
 		if Check(data, "r", limits()) != nil {
+			if err == nil {
+				t.Errorf("%q is refused, and was decoded", data)
+			}
 			return
+		}
+		// What passes means to this decoder what it means to Go's own.
+		if plain := xml.Unmarshal(data, &two); (plain == nil) != (err == nil) || err == nil && !reflect.DeepEqual(one, two) {
+			t.Errorf("%q: %+v, %v; without the check %+v, %v", data, one, err, two, plain)
 		}
 		if s := string(data); strings.Contains(s, "<!DOCTYPE") && !strings.Contains(s, "<!--") && !strings.Contains(s, "<![CDATA[") {
 			t.Errorf("%q passed", s)
