@@ -5,12 +5,15 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -291,5 +294,50 @@ func TestLivePage(t *testing.T) {
 	}
 	if !strings.Contains(string(page), "latecomer") || pages.Load() < 2 || reloads.Load() != 1 {
 		t.Errorf("the page was asked for %d times, %d of them reloads, and shows the new host: %v", pages.Load(), reloads.Load(), strings.Contains(string(page), "latecomer"))
+	}
+}
+
+// TestContrast holds every colour that text is written in against what it is written on: at least 4.5 to 1, as WCAG 2.1
+// asks for (1.4.3), in the light and in the dark.
+func TestContrast(t *testing.T) {
+	css, err := web.ReadFile("web/style.css")
+	if err != nil {
+		t.Fatal(err)
+	}
+	light, dark, ok := strings.Cut(string(css), "prefers-color-scheme: dark")
+	if !ok {
+		t.Fatal("there is no dark scheme")
+	}
+	variable := regexp.MustCompile(`--([a-z0-9]+): #([0-9a-f]{3}|[0-9a-f]{6});`)
+	luminance := func(hex string) float64 {
+		if len(hex) == 3 {
+			hex = string([]byte{hex[0], hex[0], hex[1], hex[1], hex[2], hex[2]})
+		}
+		n, err := strconv.ParseUint(hex, 16, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		part := func(shift int) float64 {
+			c := float64(n>>shift&0xff) / 255
+			if c <= 0.04045 {
+				return c / 12.92
+			}
+			return math.Pow((c+0.055)/1.055, 2.4)
+		}
+		return 0.2126*part(16) + 0.7152*part(8) + 0.0722*part(0)
+	}
+	for scheme, part := range map[string]string{"light": light, "dark": dark} {
+		colour := map[string]string{}
+		for _, m := range variable.FindAllStringSubmatch(part, -1) {
+			colour[m[1]] = m[2]
+		}
+		for _, text := range []string{"ink", "quiet", "good", "busy", "held", "bad"} {
+			for _, ground := range []string{"bg", "card"} {
+				a, b := luminance(colour[text]), luminance(colour[ground])
+				if ratio := (max(a, b) + 0.05) / (min(a, b) + 0.05); ratio < 4.5 {
+					t.Errorf("%s: %s on %s has a contrast of %.2f", scheme, text, ground, ratio)
+				}
+			}
+		}
 	}
 }
