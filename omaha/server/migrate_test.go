@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -73,5 +74,49 @@ func TestMigrate(t *testing.T) {
 		if s, err := New(dir, Options{}); err == nil || !strings.Contains(err.Error(), "layout") {
 			t.Errorf("layout %s: %v, %v", version, s, err)
 		}
+	}
+}
+
+// That a host was seen again is written only now and then; anything else about it with the next commit, and all of it on closing.
+func TestLazyWrites(t *testing.T) {
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	c := l.client(1, "1.1.0")
+	l.check(c)
+	l.commit(true)
+	onDisk := func() (h Host) {
+		t.Helper()
+		hosts, _, err := l.store.load()
+		if err != nil || hosts[c.MachineID] == nil {
+			t.Fatalf("the host is not on the disk: %v", err)
+		}
+		return *hosts[c.MachineID]
+	}
+	first := onDisk().LastSeen
+	l.clock.Add(time.Minute)
+	l.check(c)
+	l.commit(true)
+	if got := onDisk().LastSeen; !got.Equal(first) {
+		t.Errorf("a check without news was written at once: %s", got)
+	}
+	c.MachineAlias = "web-1"
+	l.check(c)
+	l.commit(true)
+	if got := onDisk(); got.Alias != "web-1" || !got.LastSeen.Equal(first.Add(time.Minute)) {
+		t.Errorf("news were not written: %+v", got)
+	}
+	l.clock.Add(lazySeen)
+	l.check(c)
+	l.commit(true)
+	if got := onDisk().LastSeen; !got.Equal(l.clock.Now()) {
+		t.Errorf("after %s the host was last seen at %s", lazySeen, got)
+	}
+	l.clock.Add(time.Minute)
+	l.check(c)
+	want := l.clock.Now()
+	l.Close()
+	l.start()
+	if h, _ := l.Host(c.MachineID); !h.LastSeen.Equal(want) {
+		t.Errorf("after a restart the host was last seen at %s, not %s", h.LastSeen, want)
 	}
 }

@@ -29,6 +29,8 @@ type store struct {
 
 	// Below Server.mu:
 	dirty    map[string]bool // hosts
+	seen     map[string]bool // hosts of which nothing but the time of their last check is new
+	looked   time.Time       // when those were last written
 	rollouts map[string]bool // channels
 	events   []Activity      // what hosts did
 	waiting  *commit         // the commit that the next waiters share
@@ -41,8 +43,10 @@ type commit struct {
 	err  error
 }
 
-// lazy is how long a last-seen time may be in memory only.
-const lazy = 5 * time.Second
+const (
+	lazy     = 5 * time.Second // how long a host's or the server's words may be in memory only
+	lazySeen = 5 * time.Minute // and the time at which a host was last seen
+)
 
 // maxUnwritten bounds the events that wait for a disk that takes nothing.
 const maxUnwritten = 10_000
@@ -57,7 +61,7 @@ func openStore(dir string) (*store, error) {
 	}
 	st := &store{
 		db: db, kick: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
-		dirty: map[string]bool{}, rollouts: map[string]bool{}, waiting: newCommit(),
+		dirty: map[string]bool{}, seen: map[string]bool{}, rollouts: map[string]bool{}, waiting: newCommit(),
 	}
 	if err := st.migrate(); err != nil {
 		db.Close()
@@ -112,6 +116,9 @@ func (s *Server) run() {
 		case <-ticker.C:
 			s.commit(true)
 		case <-s.store.quit:
+			s.mu.Lock()
+			s.store.looked = time.Time{} // everything, now
+			s.mu.Unlock()
 			s.commit(true)
 			return
 		}
@@ -124,6 +131,13 @@ func (s *Server) commit(sample bool) {
 	s.mu.Lock()
 	c := st.waiting
 	st.waiting = newCommit()
+	if now := s.opt.Now(); sample && now.Sub(st.looked).Abs() >= lazySeen {
+		st.looked = now
+		for id := range st.seen {
+			st.dirty[id] = true
+		}
+		clear(st.seen)
+	}
 	hosts := make(map[string][]byte, len(st.dirty))
 	var err error
 	for id := range st.dirty {
@@ -263,6 +277,13 @@ func (s *Server) saved(c *commit) error {
 func (s *Server) touch(h *Host) {
 	if s.store != nil {
 		s.store.dirty[h.ID] = true
+	}
+}
+
+// sighted marks a host as seen again, which is worth writing only now and then: a fleet does little else. Server.mu is held.
+func (s *Server) sighted(h *Host) {
+	if s.store != nil {
+		s.store.seen[h.ID] = true
 	}
 }
 

@@ -131,10 +131,19 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) (out appD
 		refuse("error-instanceRegistrationFailed")
 		return out, nil
 	}
+	var prior Host // what was known before this request
+	if known := s.hosts[req.MachineID]; known != nil {
+		prior = *known
+	}
 	h := s.register(req, waits, now)
 	before := *h
 	defer func() {
 		h.intern()
+		prior.LastSeen = h.LastSeen
+		if *h == prior {
+			s.sighted(h)
+			return
+		}
 		s.touch(h)
 		if h.State != before.State {
 			s.changed(h, before.State, now)
