@@ -349,7 +349,9 @@ func TestOwnInterface(t *testing.T) {
 	if err := object.Call(Interface+".Pause", 0, "because", int64(0)).Err; err != nil {
 		t.Errorf("root may not pause: %v", err)
 	}
+	d.mu.Lock()
 	d.refuse = fmt.Errorf("%w: no release waits", updater.ErrNothing)
+	d.mu.Unlock()
 	var e dbus.Error
 	if err := object.Call(Interface+".Reboot", 0, true).Err; !errors.As(err, &e) || e.Name != Interface+".Error.NothingToDo" {
 		t.Errorf("Reboot: %v", err)
