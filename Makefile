@@ -104,9 +104,28 @@ vm-soak: ## the same with 100 power cuts
 vm-short: ## one good update, one that falls back, three power cuts
 	$(MAKE) vm VM_SCENARIOS=update,sick,cuts CUTS=3
 
-install: build ## install into $(DESTDIR)$(PREFIX)
+install: build ## install programs, units, alert rules and documents into $(DESTDIR)$(PREFIX)
 	install -D -m 0755 $(BIN)/flipsided $(DESTDIR)$(PREFIX)/sbin/flipsided
 	install -D -m 0755 $(BIN)/flipside $(DESTDIR)$(PREFIX)/bin/flipside
+	install -D -m 0644 packaging/systemd/flipsided.service $(DESTDIR)$(PREFIX)/lib/systemd/system/flipsided.service
+	install -D -m 0644 packaging/systemd/flipside.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/flipside.catalog
+	install -D -m 0644 packaging/tmpfiles/flipside.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/flipside.conf
+	install -d $(DESTDIR)$(PREFIX)/share/flipside/prometheus
+	install -m 0644 packaging/prometheus/flipside.rules.yml packaging/prometheus/flipside.dashboard.json $(DESTDIR)$(PREFIX)/share/flipside/prometheus/
+	install -d $(DESTDIR)$(PREFIX)/share/doc/flipside
+	install -m 0644 README.md CHANGELOG.md docs/*.md packaging/examples/flipside.toml $(DESTDIR)$(PREFIX)/share/doc/flipside/
+	install -m 0644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/flipside/copyright
+
+VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/' | grep . || echo 0.1.0~git$$(git log -1 --format=%cd.%h --date=format:%Y%m%d 2>/dev/null || echo 0))
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+.PHONY: packages machines
+packages: ## deb, rpm, tarball, system extension and SBOM in dist/; the same commit gives the same bytes
+	@rm -rf dist/root && $(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/dist/root
+	@VERSION=$(VERSION) GO=$(abspath .ci/go) packaging/build
+
+machines: packages ## a machine that really boots and reboots: the deb installed, one update past an inhibitor and a real reboot (root only)
+	FLIPSIDE_DIST=$(CURDIR)/dist $(GO) test -count=1 -timeout 30m -v ./updater/host/machinetest
 
 clean: ## remove what the build made
 	rm -rf $(BIN) dist
