@@ -353,6 +353,9 @@ func TestFaults(t *testing.T) {
 				if !long() && (boot != FAT || fault.err != errIO) {
 					stride = 7
 				}
+				if testing.Short() {
+					stride = 23
+				}
 				for at := 0; ; at += stride {
 					r, err := newRig(sector, Healthy, boot, nil)
 					if err != nil {
