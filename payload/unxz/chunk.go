@@ -328,7 +328,7 @@ func (z *lzma) chunk(dst []byte, op int, in []byte) bool {
 		op = end
 	}
 	if rng < 1<<24 {
-		rng, code, ip = rng<<8, code<<8|uint32(in[ip]), ip+1
+		code, ip = code<<8|uint32(in[ip]), ip+1
 	}
 	z.state, z.rep0, z.rep1, z.rep2, z.rep3 = state, rep0, rep1, rep2, rep3
 	return ip == limit && code == 0
