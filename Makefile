@@ -110,6 +110,13 @@ install: build ## install programs, units, alert rules and documents into $(DEST
 	install -D -m 0644 packaging/systemd/flipsided.service $(DESTDIR)$(PREFIX)/lib/systemd/system/flipsided.service
 	install -D -m 0644 packaging/systemd/flipside.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/flipside.catalog
 	install -D -m 0644 packaging/tmpfiles/flipside.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/flipside.conf
+	install -d $(DESTDIR)$(PREFIX)/share/dbus-1/system.d $(DESTDIR)$(PREFIX)/share/polkit-1/actions
+	install -m 0644 packaging/dbus/*.conf $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/
+	install -m 0644 packaging/polkit/*.policy $(DESTDIR)$(PREFIX)/share/polkit-1/actions/
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	$(BIN)/flipside completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/flipside
+	$(BIN)/flipside completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_flipside
+	$(BIN)/flipside completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/flipside.fish
 	install -d $(DESTDIR)$(PREFIX)/share/flipside/prometheus
 	install -m 0644 packaging/prometheus/flipside.rules.yml packaging/prometheus/flipside.dashboard.json $(DESTDIR)$(PREFIX)/share/flipside/prometheus/
 	install -d $(DESTDIR)$(PREFIX)/share/doc/flipside
