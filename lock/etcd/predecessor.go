@@ -61,9 +61,16 @@ func (f form) decode(group string, data []byte, rev int64) (*Old, error) {
 	if err := json.Unmarshal(data, &old.raw); err != nil {
 		return fail(err)
 	}
-	for name, to := range map[string]any{f.max: &old.Max, "holders": &old.Holders} {
-		if err := json.Unmarshal(old.raw[name], to); err != nil {
-			return fail(fmt.Errorf("%s: %w", name, err))
+	for _, field := range []struct {
+		name string
+		to   any
+	}{{f.max, &old.Max}, {"holders", &old.Holders}} {
+		raw, ok := old.raw[field.name]
+		if !ok {
+			return fail(fmt.Errorf("it has no %q", field.name))
+		}
+		if err := json.Unmarshal(raw, field.to); err != nil {
+			return fail(fmt.Errorf("%s: %w", field.name, err))
 		}
 	}
 	if i := slices.IndexFunc(old.Holders, func(h string) bool { return lock.CheckHost(h) != nil }); i >= 0 {

@@ -110,11 +110,11 @@ func (p *Patcher) Apply(dst, old, patch []byte) error {
 		if add > 0 && (at < 0 || at > int64(len(old)) || add > int64(len(old))-at) {
 			return corrupt("it reads %d bytes at %d of %d old ones", add, at, len(old))
 		}
-		// Triples that make nothing would keep it busy; an encoder has one at most between two that do.
-		if add+insert > 0 {
-			empty = 0
-		} else if empty++; empty > 16 {
-			return corrupt("it goes on without making anything")
+		// Triples that make nothing keep it busy. Encoders do write some, where the old data repeats itself, but no more than the new has bytes.
+		if add+insert == 0 {
+			if empty++; empty > len(dst) {
+				return corrupt("it goes on without making anything")
+			}
 		}
 		to := dst[n : n+int(add)]
 		if _, err := io.ReadFull(diff, to); err != nil {

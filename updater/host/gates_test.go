@@ -73,7 +73,7 @@ func keeper(t *testing.T, c config.Config, sem lock.Semaphore, now func() time.T
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &gatekeeper{panel: p, semaphore: sem, group: "web", zone: "rack-1", class: "canary", host: "a", version: "1.0.0", timeout: time.Minute, now: now}
+	return &gatekeeper{panel: p, target: &target{}, semaphore: sem, group: "web", zone: "rack-1", class: "canary", host: "a", version: "1.0.0", timeout: time.Minute, now: now}
 }
 
 const exit = "[reboot]\nmethod = \"exit\"\ngate_dir = \"\"\n"
