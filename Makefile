@@ -117,6 +117,8 @@ install: build ## install programs, units, alert rules and documents into $(DEST
 	$(BIN)/flipside completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/flipside
 	$(BIN)/flipside completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_flipside
 	$(BIN)/flipside completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/flipside.fish
+	install -D -m 0644 packaging/man/flipsided.8 $(DESTDIR)$(PREFIX)/share/man/man8/flipsided.8
+	$(BIN)/flipside man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/flipside/prometheus
 	install -m 0644 packaging/prometheus/flipside.rules.yml packaging/prometheus/flipside.dashboard.json $(DESTDIR)$(PREFIX)/share/flipside/prometheus/
 	install -d $(DESTDIR)$(PREFIX)/share/doc/flipside

@@ -193,7 +193,7 @@ func (a *app) command() *cobra.Command {
 		a.pauseCommand(), a.resumeCommand(), a.pinCommand(), a.unpinCommand(),
 		a.channelCommand(), a.historyCommand(), a.configCommand(),
 	)
-	root.AddCommand(a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand(), a.trustCommand())
+	root.AddCommand(a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand(), a.trustCommand(), a.manCommand())
 	usageErrors(root)
 	return root
 }
