@@ -84,9 +84,12 @@ type Target struct {
 	slot Slot
 	era  int // activations of the slot before this target
 
-	mu      sync.Mutex
-	settled int64     // bytes from the beginning that are final, flushed, read back and hashed
-	hash    hash.Hash // of them
+	settling sync.Mutex // one reads back at a time, and who writes behind it need not wait
+	settled  int64      // bytes from the beginning that are final, flushed, read back and hashed
+	hash     hash.Hash  // of them
+
+	mu    sync.Mutex
+	final int64 // bytes from the beginning that are not written to any more: what is settled, and what is being read back
 }
 
 // Slot says which slot it is.
@@ -110,8 +113,8 @@ func (t *Target) change(off, n int64) error {
 	if t.era != t.disk.eras[t.slot.Index] {
 		return fmt.Errorf("writing to slot %s: it was activated, and is not written to any more", t.slot.Label)
 	}
-	if off < t.settled {
-		return fmt.Errorf("writing to slot %s at byte %d: %w, up to byte %d", t.slot.Label, off, ErrSettled, t.settled)
+	if off < t.final {
+		return fmt.Errorf("writing to slot %s at byte %d: %w, up to byte %d", t.slot.Label, off, ErrSettled, t.final)
 	}
 	t.disk.gen[t.slot.Index]++
 	return nil
@@ -168,23 +171,39 @@ func (t *Target) Settle(upto int64) error {
 	if err := t.bounds(0, upto); err != nil {
 		return fmt.Errorf("settling: %w", err)
 	}
+	t.settling.Lock()
+	defer t.settling.Unlock()
+	if upto > t.settled {
+		t.close(upto) // before the flush: what is read back is what was flushed
+	}
 	if err := t.Flush(); err != nil {
+		t.close(t.settled)
 		return fmt.Errorf("settling slot %s: %w", t.slot.Label, err)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if upto <= t.settled {
 		return nil
 	}
 	if t.hash == nil {
 		t.hash = sha256.New()
 	}
-	done, err := t.readBack(context.Background(), t.hash, t.settled, upto)
-	t.settled = done
-	if err != nil {
+	if err := t.settle(context.Background(), upto); err != nil {
 		return fmt.Errorf("settling: %w", err)
 	}
 	return nil
+}
+
+// close lets nobody write to the bytes before upto.
+func (t *Target) close(upto int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.final = upto
+}
+
+// settle reads back and hashes what is closed and flushed, up to a byte. What could not be read is open again.
+func (t *Target) settle(ctx context.Context, upto int64) (err error) {
+	t.settled, err = t.readBack(ctx, t.hash, t.settled, upto)
+	t.close(t.settled)
+	return err
 }
 
 // readBack hashes bytes of the slot as they are on the medium, and says how far it came.
@@ -227,18 +246,22 @@ func (t *Target) Verify(ctx context.Context, size int64, want [32]byte) (Verifie
 	if size <= 0 || size > t.slot.Size {
 		return Verified{}, fmt.Errorf("verifying slot %s: %d bytes do not fit its %d", t.slot.Label, size, t.slot.Size)
 	}
+	t.settling.Lock()
+	defer t.settling.Unlock()
+	if t.settled > 0 && t.settled <= size {
+		t.close(size)
+	}
 	t.disk.mu.Lock()
 	gen := t.disk.gen[t.slot.Index]
 	err := t.disk.flush()
 	t.disk.mu.Unlock()
 	if err != nil {
+		t.close(t.settled)
 		return Verified{}, fmt.Errorf("verifying slot %s: %w", t.slot.Label, err)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	var got [32]byte
 	if t.settled > 0 && t.settled <= size {
-		t.settled, err = t.readBack(ctx, t.hash, t.settled, size)
+		err = t.settle(ctx, size)
 		got = [32]byte(t.hash.Sum(nil))
 	} else {
 		h := sha256.New()
@@ -377,14 +400,14 @@ func (d *Disk) GoBack(r Running, label string, tries int) error {
 		if err != nil {
 			return err
 		}
-		if !now.Bootable() {
-			return fmt.Errorf("%w: nothing shows that it holds a release", ErrNotProven)
-		}
 		if err := t.checkSlot(now); err != nil {
 			return err
 		}
 		if next, ok := Next(slots); ok && next.Index == now.Index && !now.Successful {
 			return nil // it is on its way already, and no try is added
+		}
+		if !now.Successful || now.Priority == 0 {
+			return fmt.Errorf("%w: %s has priority %d, tries %d, successful %v, which does not show that it was ever good", ErrNotProven, now.Label, now.Priority, now.Tries, now.Successful)
 		}
 		return raise(slots, now.Index, tries)
 	})
