@@ -159,7 +159,7 @@ func (a *app) configEdit() *cobra.Command {
 		Short: "edit the configuration, and put it in place only if it is right",
 		Args:  cobra.NoArgs,
 		Long: `Edit opens a copy of the file in $VISUAL or $EDITOR. When the editor ends, the copy is checked together with all other files; only if it
-is right it replaces the file, whole. A daemon that runs is told to read it.`,
+is right it replaces the file, whole; what is not right is kept in a temporary file that the error names. A daemon that runs is told to read it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path := a.config
 			if path == "" {
@@ -169,21 +169,36 @@ is right it replaces the file, whole. A daemon that runs is told to read it.`,
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("reading the configuration: %w", err)
 			}
-			text, err := a.edited(cmd, path, old)
+			dir, err := os.MkdirTemp("", "flipside-config")
+			if err != nil {
+				return err
+			}
+			draft := filepath.Join(dir, filepath.Base(path))
+			keep := false // what somebody wrote and could not be put in place
+			defer func() {
+				if !keep {
+					os.RemoveAll(dir)
+				}
+			}()
+			text, err := a.edited(cmd, draft, old)
 			if err != nil {
 				return err
 			}
 			if string(text) == string(old) {
 				return withExit(exitNothing, errors.New("nothing was changed"))
 			}
+			kept := func(err error) error {
+				keep = true
+				return withHint(err, "nothing was changed; what you wrote is in %s", draft)
+			}
 			if err := config.Check(a.config, path, text); err != nil {
-				return withHint(err, "nothing was changed; what you wrote is lost when you end here")
+				return kept(err)
 			}
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				return fmt.Errorf("saving the configuration: %w", err)
+				return kept(fmt.Errorf("saving the configuration: %w", err))
 			}
 			if err := atomicfile.Write(atomicfile.OS(filepath.Dir(path)), filepath.Base(path), text); err != nil {
-				return fmt.Errorf("saving the configuration: %w", err)
+				return kept(fmt.Errorf("saving the configuration: %w", err))
 			}
 			if err := os.Chmod(path, 0o644); err != nil {
 				return fmt.Errorf("saving the configuration: %w", err)
@@ -194,8 +209,8 @@ is right it replaces the file, whole. A daemon that runs is told to read it.`,
 	}
 }
 
-// edited lets somebody edit a copy of text.
-func (a *app) edited(cmd *cobra.Command, path string, text []byte) ([]byte, error) {
+// edited lets somebody edit a copy of text in file, which nobody else reads.
+func (a *app) edited(cmd *cobra.Command, file string, text []byte) ([]byte, error) {
 	editor := os.Getenv("VISUAL")
 	if editor == "" {
 		editor = os.Getenv("EDITOR")
@@ -203,12 +218,6 @@ func (a *app) edited(cmd *cobra.Command, path string, text []byte) ([]byte, erro
 	if editor == "" {
 		editor = "vi"
 	}
-	dir, err := os.MkdirTemp("", "flipside-config")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	file := filepath.Join(dir, filepath.Base(path))
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return nil, err
 	}
