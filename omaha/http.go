@@ -102,6 +102,16 @@ func NewHTTP(opt HTTPOptions) (*HTTP, error) {
 	return h, nil
 }
 
+// Do sends a request that is not of the protocol and belongs to the same server, by the rules of the control channel: the same proxy, authorities
+// and certificate, and a connection that fails is tried again. The caller bounds it with its context, and closes the body of the answer.
+func (h *HTTP) Do(req *http.Request) (*http.Response, error) {
+	r, err := retryablehttp.FromRequest(req)
+	if err != nil {
+		return nil, fmt.Errorf("omaha: read what is to be sent: %w", err)
+	}
+	return h.client.Do(r)
+}
+
 // CloseIdle closes the connections that are not in use.
 func (h *HTTP) CloseIdle() { h.client.HTTPClient.CloseIdleConnections() }
 

@@ -131,3 +131,33 @@ func TestUptime(t *testing.T) {
 		t.Errorf("the time since boot went from %s to %s", a, b)
 	}
 }
+
+// What is not of the protocol goes the same way: through the proxy, and again when the connection was lost.
+func TestDoUsesTheProxyAndTriesAgain(t *testing.T) {
+	var got []string
+	asked := 0
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked++; asked == 1 {
+			panic(http.ErrAbortHandler)
+		}
+		body, _ := io.ReadAll(r.Body)
+		got = append(got, r.Method+" "+r.URL.String()+" "+string(body))
+	}))
+	defer proxy.Close()
+	h, err := NewHTTP(HTTPOptions{Proxy: proxy.URL, RetryWait: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequest(http.MethodPost, "http://releases.invalid/policy", strings.NewReader("policy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := h.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if len(got) != 1 || got[0] != "POST http://releases.invalid/policy policy" {
+		t.Errorf("the proxy got %q", got)
+	}
+}

@@ -205,7 +205,7 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 	case Cancelled:
 		s.cancelled("by " + ev.By)
 	case WentBack:
-		s.wentBack(ev.By)
+		s.wentBack(ev.By, ev.BelowFloor)
 	case Hurried:
 		s.hurried(ev)
 	case VerdictTaken:
@@ -609,6 +609,7 @@ func (s *steps) applyFailed(ev ApplyFailed) {
 	v := st.Update.Offer.Version
 	if st.Update.Rollback != "" {
 		s.failed(UpdateFailed, fmt.Errorf("going back to %s: %w", st.Update.ToSlot, ev.Err))
+		delete(st.Failures, st.Update.FromVer) // the host stays on it, so it was not taken back
 		s.forget()
 		return
 	}
@@ -753,6 +754,9 @@ func (s *steps) fellBack(reason string) {
 	u := st.Update
 	s.failed(FellBack, fmt.Errorf("release %s failed and the host is back on %s: %s", u.Offer.Version, c.Facts.Version, reason))
 	s.quarantined(u.Offer.Version, reason)
+	if u.Rollback != "" {
+		delete(st.Failures, u.FromVer) // the host is on it again, so it was not taken back
+	}
 	st.LastUpdate = &Done{From: u.FromVer, To: u.Offer.Version, At: s.now, Reason: reason}
 	st.Verdict = &Verdict{Version: u.Offer.Version, Reason: reason}
 	s.report(omaha.Failed(omaha.CodeRollback))

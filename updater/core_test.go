@@ -140,7 +140,7 @@ func (r *transcript) command(t *testing.T, line string) string {
 	case "checkpoint":
 		ev = Checkpointed{json.RawMessage(arg)}
 	case "cancel", "rollback", "reboot", "reboot-now":
-		ev = map[string]Event{"cancel": Cancelled{"a person"}, "rollback": WentBack{"a person"}, "reboot": Hurried{By: "a person"}, "reboot-now": Hurried{By: "a person", Waive: true}}[verb]
+		ev = map[string]Event{"cancel": Cancelled{"a person"}, "rollback": WentBack{By: "a person"}, "reboot": Hurried{By: "a person"}, "reboot-now": Hurried{By: "a person", Waive: true}}[verb]
 		if err := r.core.Refuses(ev); err != nil {
 			return fmt.Sprintf("refused: %v\n", err)
 		}

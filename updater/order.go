@@ -1,6 +1,7 @@
 package updater
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,13 +17,18 @@ var (
 	ErrNothing = errors.New("there is nothing to do")
 	// ErrUnderWay means that something is under way that must end first.
 	ErrUnderWay = errors.New("not now")
+	// ErrBelowFloor means that the other slot's release is below the floor of releases, or not known to be above it.
+	ErrBelowFloor = errors.New("the release to go back to may be older than this host accepts")
 )
 
 type (
 	// Cancelled comes when somebody gives the update up that is in place and waits for its reboot.
 	Cancelled struct{ By string }
-	// WentBack comes when somebody wants the other slot's release again.
-	WentBack struct{ By string }
+	// WentBack comes when somebody wants the other slot's release again, with BelowFloor also one that is older than the host accepts.
+	WentBack struct {
+		By         string
+		BelowFloor bool
+	}
 	// Hurried comes when somebody wants the reboot now: the gates are asked at once. With Waive, only the cluster's semaphore can still be against it.
 	Hurried struct {
 		By    string
@@ -90,8 +96,11 @@ func (s *steps) cancelled(why string) {
 	s.forget()
 }
 
+// unknown stands for the version of a release that this state does not know.
+const unknown = "(unknown)"
+
 // wentBack makes the other slot boot next, on trial, and puts the release that is left aside until somebody forgives it.
-func (s *steps) wentBack(by string) {
+func (s *steps) wentBack(by string, belowFloor bool) {
 	c := s.c
 	st := &c.State
 	why := "taken back by " + by
@@ -101,13 +110,13 @@ func (s *steps) wentBack(by string) {
 		return
 	}
 	s.heldBack(c.Facts.Version, why)
-	other := "of " + c.Facts.Other
-	if u := st.LastUpdate; u != nil && u.Good && u.To == c.Facts.Version && u.From != "" {
+	other := cmp.Or(st.Holds[c.Facts.Other], unknown)
+	if u := st.LastUpdate; other == unknown && u != nil && u.Good && u.To == c.Facts.Version && u.From != "" {
 		other = u.From
 	}
 	st.Update = &Update{
 		Offer: omaha.Offer{Version: other}, FromSlot: c.Facts.Running, FromVer: c.Facts.Version, ToSlot: c.Facts.Other,
-		Started: s.now, BootID: c.Facts.BootID, Rollback: by,
+		Started: s.now, BootID: c.Facts.BootID, Rollback: by, BelowFloor: belowFloor,
 	}
 	s.enter(Applying)
 	s.do(Save{})
@@ -169,7 +178,10 @@ func (e *Engine) order(ctx context.Context, ev Event) error {
 func (e *Engine) Cancel(ctx context.Context, by string) error { return e.order(ctx, Cancelled{by}) }
 
 // GoBack makes the other slot boot next, and reboots when the gates let the host. A release that waits for its reboot is given up instead.
-func (e *Engine) GoBack(ctx context.Context, by string) error { return e.order(ctx, WentBack{by}) }
+// With belowFloor it also goes back to a release that is older than the host accepts.
+func (e *Engine) GoBack(ctx context.Context, by string, belowFloor bool) error {
+	return e.order(ctx, WentBack{by, belowFloor})
+}
 
 // RebootNow asks the reboot gates at once; with waive only the semaphore.
 func (e *Engine) RebootNow(ctx context.Context, by string, waive bool) error {

@@ -36,8 +36,9 @@ type Update struct {
 	BootID     string          `json:"boot_id"`              // the boot in which it was written
 	Checkpoint json.RawMessage `json:"checkpoint,omitempty"` // of package payload
 	Armed      time.Time       `json:"armed,omitzero"`
-	Healthless string          `json:"unhealthy,omitempty"` // why the trial boot was judged bad
-	Rollback   string          `json:"rollback,omitempty"`  // who wants the other slot's release back; nothing is fetched or written
+	Healthless string          `json:"unhealthy,omitempty"`   // why the trial boot was judged bad
+	Rollback   string          `json:"rollback,omitempty"`    // who wants the other slot's release back; nothing is fetched or written
+	BelowFloor bool            `json:"below_floor,omitempty"` // that person wants it even if it is older than the host accepts
 }
 
 // Failure is what a host remembers of a version that did not work, because no server does.

@@ -177,7 +177,7 @@ Exit status: 0, 7 not permitted.`,
 }
 
 func (a *app) rollbackCommand() *cobra.Command {
-	var yes bool
+	var yes, belowFloor bool
 	cmd := &cobra.Command{
 		Use:   "rollback",
 		Short: "go back to the release on the other slot",
@@ -186,7 +186,10 @@ func (a *app) rollbackCommand() *cobra.Command {
 come up healthy, the boot loader comes back to the release that runs now. If a release waits for its reboot, that one is given up
 instead. The release that is left is not taken again before "flipside check --forgive VERSION", or before a newer one is offered.
 
-Exit status: 0 given up, 4 the other slot boots next, 3 there is nothing to go back to, 8 something is under way, 7 not permitted.`,
+A release below the floor of releases ("flipside trust"), or of which this host does not know the number, is gone back to only with --below-floor. The
+floor stays where it is: what is offered must still be above it.
+
+Exit status: 0 given up, 4 the other slot boots next, 3 there is nothing to go back to, 5 it is below the floor, 8 something is under way, 7 not permitted.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			st, err := a.now(cmd.Context())
 			if err != nil {
@@ -199,7 +202,7 @@ Exit status: 0 given up, 4 the other slot boots next, 3 there is nothing to go b
 			if err := a.confirm(yes, what); err != nil {
 				return err
 			}
-			if _, err = a.do(cmd.Context(), control.Command{Action: control.Rollback}); err != nil {
+			if _, err = a.do(cmd.Context(), control.Command{Action: control.Rollback, BelowFloor: belowFloor}); err != nil {
 				return err
 			}
 			err = a.ask(cmd.Context(), "watch", func(now updater.Status) bool {
@@ -215,6 +218,7 @@ Exit status: 0 given up, 4 the other slot boots next, 3 there is nothing to go b
 			return waitsForReboot(st)
 		},
 	}
+	cmd.Flags().BoolVar(&belowFloor, "below-floor", false, "also to a release that is older than this host accepts")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return cmd
 }

@@ -60,6 +60,8 @@ func daemonError(err error) error {
 		return withExit(exitNothing, err)
 	case errors.Is(err, updater.ErrUnderWay):
 		return withHint(withExit(exitBusy, err), `"flipside watch" shows how far it is`)
+	case errors.Is(err, updater.ErrBelowFloor):
+		return withHint(withExit(exitBlocked, err), `"flipside rollback --below-floor" goes back all the same; the floor stays where it is`)
 	case errors.Is(err, control.ErrBadCommand):
 		return &usageError{err}
 	}

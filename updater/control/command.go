@@ -41,6 +41,8 @@ type Command struct {
 	Reason  string    `json:"reason,omitempty"`  // pause: for people
 	Until   time.Time `json:"until,omitzero"`    // pause: when it ends by itself
 	Value   string    `json:"value,omitempty"`   // set-channel, set-pin; empty: what the configuration says
+
+	BelowFloor bool `json:"below_floor,omitempty"` // rollback: also to a release below the floor of releases
 }
 
 // ErrBadCommand means that a command makes no sense.
@@ -50,7 +52,8 @@ var ErrBadCommand = errors.New("bad command")
 type Daemon interface {
 	// Status says everything about the host, and returns a channel that is closed when something changes.
 	Status(context.Context) (updater.Status, <-chan struct{})
-	// Do carries a command out, or starts what takes long. Errors may be [ErrBadCommand], updater.ErrNothing and updater.ErrUnderWay.
+	// Do carries a command out, or starts what takes long. Errors may be [ErrBadCommand], updater.ErrNothing, updater.ErrUnderWay and
+	// updater.ErrBelowFloor.
 	Do(ctx context.Context, by string, c Command) error
 	// Plan says what would happen with the offers of a channel; "" is the host's own. Nothing changes.
 	Plan(ctx context.Context, channel string) (updater.Plan, error)

@@ -37,11 +37,11 @@ type Reply struct {
 	Status *updater.Status `json:"status,omitempty"`
 	Plan   *updater.Plan   `json:"plan,omitempty"`
 	Error  string          `json:"error,omitempty"`
-	Kind   string          `json:"kind,omitempty"` // of the error, if a program may want to know: denied, nothing, under-way, bad-command
+	Kind   string          `json:"kind,omitempty"` // of the error, if a program may want to know: denied, nothing, under-way, below-floor, bad-command
 }
 
 // kinds are the errors that a program may want to tell apart, as the socket names them.
-var kinds = map[string]error{"denied": ErrDenied, "nothing": updater.ErrNothing, "under-way": updater.ErrUnderWay, "bad-command": ErrBadCommand}
+var kinds = map[string]error{"denied": ErrDenied, "nothing": updater.ErrNothing, "under-way": updater.ErrUnderWay, "below-floor": updater.ErrBelowFloor, "bad-command": ErrBadCommand}
 
 func failure(err error) Reply {
 	r := Reply{Error: err.Error()}
@@ -286,8 +286,8 @@ func call(ctx context.Context, path string, req Request, yield func(Reply) bool)
 	return ctx.Err()
 }
 
-// Refusal is an error that the daemon answered with. It is one of [ErrDenied], [ErrBadCommand], updater.ErrNothing and updater.ErrUnderWay, or
-// none that has a name.
+// Refusal is an error that the daemon answered with. It is one of [ErrDenied], [ErrBadCommand], updater.ErrNothing, updater.ErrUnderWay and
+// updater.ErrBelowFloor, or none that has a name.
 type Refusal struct {
 	text string
 	kind error

@@ -30,12 +30,17 @@ const (
 	policyPart = "pcr_policy"
 )
 
-// contents finds a place for everything that a payload brings. What has no place makes it a payload for another kind of host.
-func (in *installer) contents(p *payload.Payload) (contents, error) {
-	known := map[string]install.File{
+// places is where the files beside a slot go, by the name of the part.
+func (in *installer) places() map[string]install.File {
+	return map[string]install.File{
 		kernelPart: {Dir: atomicfile.OS(in.conf.Slots.Kernels), Prefix: "vmlinuz-"},
 		policyPart: {Dir: atomicfile.OS(in.conf.Paths.State), Prefix: "pcrs-", Suffix: ".zip"},
 	}
+}
+
+// contents finds a place for everything that a payload brings. What has no place makes it a payload for another kind of host.
+func (in *installer) contents(p *payload.Payload) (contents, error) {
+	known := in.places()
 	want := in.conf.Update.Partition
 	c := contents{files: map[string]install.File{}}
 	var names, rest []string

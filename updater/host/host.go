@@ -63,7 +63,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	guard, err := newGuard(c, log)
+	guard, err := newGuard(c, h, log)
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, closer())
 	}

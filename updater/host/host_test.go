@@ -604,7 +604,7 @@ func TestHostTakesTheNextMirror(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := newGuard(r.config(slot), slog.New(slog.DiscardHandler))
+	g, err := newGuard(r.config(slot), h, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

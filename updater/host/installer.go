@@ -339,10 +339,10 @@ func (in *installer) forget() {
 	in.disk, in.ready, in.proofOf = nil, install.Ready{}, [32]byte{}
 }
 
-func (in *installer) Arm(_ context.Context, u updater.Update) error {
+func (in *installer) Arm(ctx context.Context, u updater.Update) error {
 	defer in.forget()
 	if u.Rollback != "" {
-		return in.goBack(u.ToSlot)
+		return in.goBack(ctx, u)
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -355,8 +355,35 @@ func (in *installer) Arm(_ context.Context, u updater.Update) error {
 	return in.ready.Arm(int(in.conf.Slots.Tries))
 }
 
-// goBack makes a slot that was good before boot next.
-func (in *installer) goBack(slot string) error {
+// mayGoBack says why the other slot's release may not run again, if it was ever good.
+func (in *installer) mayGoBack(ctx context.Context) error {
+	f, err := in.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	if !f.Slots[f.Other].Successful {
+		return nil // the engine finds nothing to go back to
+	}
+	return in.guard.admits(f.Other)
+}
+
+// goBack makes a slot that was good before boot next. What is asked before an update is armed is asked here too: whether the release is too old, which
+// a person may pass over, and whether the secrets of the next boot will open.
+func (in *installer) goBack(ctx context.Context, u updater.Update) error {
+	if !u.BelowFloor {
+		if err := in.guard.admits(u.ToSlot); err != nil {
+			return err
+		}
+	}
+	files := contents{files: in.places()}.paths(u.ToSlot)
+	for part, path := range files {
+		if _, err := os.Stat(path); err != nil {
+			delete(files, part) // the release brought none
+		}
+	}
+	if err := in.guard.secrets(ctx, "arm", u.ToSlot, "VERSION="+u.Offer.Version, "KERNEL="+files[kernelPart], "PCR_POLICY="+files[policyPart]); err != nil {
+		return err
+	}
 	d, err := in.open(false)
 	if err != nil {
 		return err
@@ -366,7 +393,7 @@ func (in *installer) goBack(slot string) error {
 	if err != nil {
 		return err
 	}
-	return d.GoBack(run, slot, int(in.conf.Slots.Tries))
+	return d.GoBack(run, u.ToSlot, int(in.conf.Slots.Tries))
 }
 
 func (in *installer) Disarm(ctx context.Context, slot string) error {

@@ -27,6 +27,8 @@ type operator struct {
 	load   func() (config.Config, error) // for a reload; nil if there is none
 	reload func()                        // asks for it
 	now    func() time.Time
+
+	mayGoBack func(context.Context) error // why the other slot's release may not run again; nil asks nobody
 }
 
 var _ control.Daemon = (*operator)(nil)
@@ -98,7 +100,12 @@ func (d *operator) Do(ctx context.Context, by string, c control.Command) error {
 	case control.Cancel:
 		return d.engine.Cancel(ctx, by)
 	case control.Rollback:
-		return d.engine.GoBack(ctx, by)
+		if st, _ := d.engine.Status(ctx); st.Phase == updater.Idle && !c.BelowFloor && d.mayGoBack != nil {
+			if err := d.mayGoBack(ctx); err != nil { // it is asked again before the slot is armed, but here somebody listens
+				return err
+			}
+		}
+		return d.engine.GoBack(ctx, by, c.BelowFloor)
 	case control.Reboot, control.RebootNow:
 		return d.engine.RebootNow(ctx, by, c.Action == control.RebootNow)
 	case control.Reload:

@@ -105,6 +105,9 @@ func runUntil(ctx context.Context, c config.Config, log *slog.Logger, ready chan
 		return err
 	}
 	d := &operator{engine: e, conf: c, target: goal, load: load, reload: reload, now: time.Now}
+	if in, ok := e.Installer.(*installer); ok {
+		d.mayGoBack = in.mayGoBack
+	}
 	serving, stop := context.WithCancel(ctx)
 	var tasks []<-chan struct{}
 	task := func(what string, f func() error) {

@@ -3,8 +3,6 @@ package host
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -32,7 +30,7 @@ type guard struct {
 	conf  config.Config
 	floor *trust.Floor
 	log   *slog.Logger
-	http  *http.Client
+	http  *omaha.HTTP
 
 	machineID string
 
@@ -45,49 +43,15 @@ var (
 	errSecrets = errors.New("the next boot's secrets would stay shut") // and trying again does not help
 )
 
-func newGuard(c config.Config, log *slog.Logger) (*guard, error) {
+// exchangeLimit bounds one exchange with the release server beside the protocol.
+const exchangeLimit = time.Minute
+
+func newGuard(c config.Config, h *omaha.HTTP, log *slog.Logger) (*guard, error) {
 	f, err := Floor(c)
 	if err != nil {
 		return nil, err
 	}
-	h, err := plainClient(c)
-	if err != nil {
-		return nil, err
-	}
 	return &guard{conf: c, floor: f, log: log, http: h}, nil
-}
-
-// plainClient speaks with the release server as the checks do: by its authorities and with this host's certificate.
-func plainClient(c config.Config) (*http.Client, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if len(c.Update.CA) > 0 || c.Update.CAOnly {
-		conf.RootCAs = x509.NewCertPool()
-		if !c.Update.CAOnly {
-			var err error
-			if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
-				return nil, err
-			}
-		}
-		for _, name := range c.Update.CA {
-			pem, err := os.ReadFile(name)
-			if err != nil {
-				return nil, fmt.Errorf("update.ca: %w", err)
-			}
-			if !conf.RootCAs.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("update.ca: %s holds no certificate", name)
-			}
-		}
-	}
-	cert, err := clientCertificate(c.Update.ClientCert, c.Update.ClientKey, c.Trust.TPM)
-	if err != nil {
-		return nil, err
-	}
-	if cert != nil {
-		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert() }
-	}
-	tr := http.DefaultTransport.(*http.Transport).Clone()
-	tr.TLSClientConfig = conf
-	return &http.Client{Timeout: time.Minute, Transport: tr}, nil
 }
 
 // Floor is the floor of releases of the host that c configures.
@@ -147,6 +111,8 @@ func (g *guard) post(ctx context.Context, path string) error {
 		return err
 	}
 	defer f.Close()
+	ctx, cancel := context.WithTimeout(ctx, exchangeLimit)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, g.conf.Trust.PCRPolicy, f)
 	if err != nil {
 		return err
@@ -204,6 +170,14 @@ type head []byte
 func (h *head) Write(p []byte) (int, error) {
 	*h = append(*h, p[:min(len(p), 4096-len(*h))]...)
 	return len(p), nil
+}
+
+// admits refuses to go back to a release below the floor, or to one of which nobody knows whether it is.
+func (g *guard) admits(slot string) error {
+	if err := g.floor.Admits(slot); err != nil {
+		return fmt.Errorf("%w: %w", updater.ErrBelowFloor, err)
+	}
+	return nil
 }
 
 // propose remembers the number of the release that is armed now.
@@ -274,6 +248,8 @@ func (g *guard) sendProof(ctx context.Context, host, slot, version string) error
 }
 
 func (g *guard) exchange(ctx context.Context, method, url string, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, exchangeLimit)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -47,6 +48,12 @@ type Pending struct {
 	Version string `json:"version"`
 }
 
+// Release is one that was found good in a slot.
+type Release struct {
+	Number  int64  `json:"number"`
+	Version string `json:"version"`
+}
+
 // Floor is the number below which no payload is accepted. It is safe for use by several goroutines of one process.
 type Floor struct {
 	Path    string // of its file
@@ -63,6 +70,8 @@ type record struct {
 	Floor   int64    `json:"floor"`
 	TPM     bool     `json:"tpm"` // the floor is in the TPM too
 	Pending *Pending `json:"pending,omitempty"`
+	// Slots are the releases that were last found good in each slot, by label. It is asked before going back to one.
+	Slots map[string]Release `json:"slots,omitempty"`
 }
 
 const recordSchema = "flipside.trust/v1"
@@ -83,6 +92,11 @@ func decodeRecord(data []byte) (record, error) {
 	}
 	if p := r.Pending; p != nil && (p.Number < 0 || p.Number > MaxNumber) {
 		return record{}, fmt.Errorf("%w: %w", errRecord, errNumber(p.Number))
+	}
+	for _, s := range r.Slots {
+		if s.Number < 0 || s.Number > MaxNumber {
+			return record{}, fmt.Errorf("%w: %w", errRecord, errNumber(s.Number))
+		}
 	}
 	return r, nil
 }
@@ -178,16 +192,35 @@ func (f *Floor) Propose(p Pending) error {
 
 // Confirm raises the floor to what was proposed for the release that runs from slot, once it is known to be good. It reports whether the floor
 // rose. Calling it again does nothing. If the TPM cannot be asked, the file rises all the same, the release stays pending for the TPM, and the
-// error says so.
+// error says so. It also remembers which release the slot holds, for [Floor.Admits].
 func (f *Floor) Confirm(slot, version string) (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r, _, err := f.load()
+	r, warning, err := f.load()
 	if err != nil {
 		return false, err
 	}
-	if r.Pending == nil || r.Pending.Slot != slot || r.Pending.Version != version {
-		return false, nil
+	proposed := r.Pending != nil && r.Pending.Slot == slot && r.Pending.Version == version
+	old := r.Slots[slot]
+	now := Release{Number: f.Release, Version: version}
+	switch {
+	case proposed:
+		now.Number = max(now.Number, r.Pending.Number)
+	case old.Version == version:
+		now.Number = max(now.Number, old.Number)
+	}
+	if now != old {
+		r.Slots = maps.Clone(r.Slots)
+		if r.Slots == nil {
+			r.Slots = map[string]Release{}
+		}
+		r.Slots[slot] = now
+	}
+	if !proposed {
+		if now == old || warning != "" { // a file that cannot be read stays, for somebody to look at
+			return false, nil
+		}
+		return false, f.save(r)
 	}
 	rose := r.Pending.Number > r.Floor
 	r.Floor = max(r.Floor, r.Pending.Number)
@@ -206,6 +239,27 @@ func (f *Floor) Confirm(slot, version string) (bool, error) {
 	}
 	r.Pending = nil
 	return rose, f.save(r)
+}
+
+// Admits reports whether the release in a slot, which was good there before, may run again: nil if its number is not below the floor. An error says
+// the numbers, or that they are not known. Whoever can write to the disk can make it say anything, but could flip the slots as well.
+func (f *Floor) Admits(slot string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l, r, err := f.level()
+	if err != nil {
+		return err
+	}
+	held, known := r.Slots[slot]
+	switch {
+	case l.Number == 0:
+		return nil
+	case !known:
+		return fmt.Errorf("the number of the release in slot %s is not known, and the floor is %d", slot, l.Number)
+	case held.Number < l.Number:
+		return fmt.Errorf("release %s in slot %s has number %d, and the floor is %d", held.Version, slot, held.Number, l.Number)
+	}
+	return nil
 }
 
 func (f *Floor) raise(number int64) error {
