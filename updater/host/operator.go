@@ -28,6 +28,7 @@ type operator struct {
 	reload func()                        // asks for it
 	now    func() time.Time
 
+	choosing  sync.Mutex                  // one choice at a time: the file holds them all
 	mayGoBack func(context.Context) error // why the other slot's release may not run again; nil asks nobody
 }
 
@@ -126,6 +127,16 @@ func (d *operator) choose(ctx context.Context, by, what, value string, field fun
 	if len(value) > 64 || strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint(r) || r == ' ' }) {
 		return fmt.Errorf("%w: %s %q: want at most 64 printable ASCII characters without spaces", control.ErrBadCommand, what, value)
 	}
+	if err := d.decide(value, field); err != nil {
+		return err
+	}
+	return d.engine.CheckNow(ctx, by)
+}
+
+// decide saves a choice and aims at what follows from it.
+func (d *operator) decide(value string, field func(*config.Choices) **string) error {
+	d.choosing.Lock()
+	defer d.choosing.Unlock()
 	choices, err := config.ReadChoices(d.conf.Paths.State)
 	if err != nil {
 		return err
@@ -145,7 +156,7 @@ func (d *operator) choose(ctx context.Context, by, what, value string, field fun
 		conf.Update.Channel, conf.Update.Pin = cmp.Or(deref(choices.Channel), conf.Update.Channel), cmp.Or(deref(choices.Pin), conf.Update.Pin)
 	}
 	d.target.set(conf.Update.Channel, conf.Update.Pin)
-	return d.engine.CheckNow(ctx, by)
+	return nil
 }
 
 func deref(s *string) string {

@@ -152,6 +152,8 @@ func (p Program) run(parent context.Context, device string) error {
 		return parent.Err() // which says nothing about the release
 	case ctx.Err() != nil:
 		return fmt.Errorf("%w: stopped after %s%s", ErrTimeout, timeout, keep.lastLine())
+	case errors.Is(err, exec.ErrWaitDelay):
+		return nil // it succeeded, and what it left behind kept its output open
 	case errors.As(err, &exit) && exit.ExitCode() == exitTemporary:
 		return fmt.Errorf("%w%s", ErrTemporary, keep.lastLine())
 	case errors.As(err, &exit):
