@@ -79,7 +79,6 @@ func (z *lzma) resetState() {
 // decode decodes the LZMA2 chunks at the beginning of src up to their end marker, and returns how many bytes they took and gave.
 func (z *lzma) decode(dst, src []byte, dict uint32) (used, n int, err error) {
 	z.needDictionary, z.needProps, z.start, z.dict = true, true, 0, dict
-	needState := true
 	for pos := 0; ; {
 		if pos >= len(src) {
 			return pos, n, corrupt("it ends in a block")
@@ -89,7 +88,8 @@ func (z *lzma) decode(dst, src []byte, dict uint32) (used, n int, err error) {
 			return pos + 1, n, nil
 		}
 		if control == 1 || control >= 0xe0 {
-			z.needDictionary, z.start = false, n
+			// The next chunk that is compressed must bring properties, and with them a fresh state.
+			z.needDictionary, z.needProps, z.start = false, true, n
 		} else if z.needDictionary {
 			return pos, n, corrupt("a chunk needs a dictionary that is not there")
 		}
@@ -133,16 +133,9 @@ func (z *lzma) decode(dst, src []byte, dict uint32) (used, n int, err error) {
 		switch {
 		case control < 0x80:
 			copy(dst[n:], src[pos:pos+size])
-			// What follows needs a fresh state only if the dictionary was reset; the encoder says so.
-			if control == 1 {
-				needState = true
-			}
 		default:
 			if control >= 0xa0 {
 				z.resetState()
-				needState = false
-			} else if needState {
-				return pos, n, corrupt("a chunk needs a state that is not there")
 			}
 			in := src[pos:]
 			if len(in) < packed+window {
