@@ -34,8 +34,14 @@ func (d *Decoder) unsort(size, origin int) ([]byte, error) {
 		lo, hi = f>>8, b>>8
 		i, j = i+1, j-1
 	}
+	// From the two sides they must come to the same place, else this is the transform of no text, and the chains are not one.
 	if i == j {
 		text[i] = byte(forward[lo])
+	} else {
+		hi = forward[hi] >> 8
+	}
+	if lo != hi {
+		return nil, corrupt("a chain that does not close")
 	}
 	return text, nil
 }

@@ -11,7 +11,8 @@ type Reader struct {
 	d         *Decoder
 	src       reader
 	limit     int    // bytes of a block
-	text      []byte // of the block, what is left
+	block     []byte // before its run lengths are undone
+	text      []byte // what is left of it
 	last      byte
 	same      int // equal bytes up to now
 	more      int // repetitions of last that are still to come
@@ -104,7 +105,8 @@ func (r *Reader) next() error {
 	if err != nil {
 		return err
 	}
-	r.text = append(r.text[:0:0], text...)
+	r.block = append(r.block[:0], text...)
+	r.text = r.block
 	r.in, r.want, r.crc, r.same, r.more = true, want, 0, 0, 0
 	return nil
 }

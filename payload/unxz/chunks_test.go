@@ -74,7 +74,7 @@ func TestChunks(t *testing.T) {
 	rng, dir := rand.New(rand.NewPCG(3, 4)), t.TempDir()
 	data := make(map[string][]byte)
 	args := []string{"-qqdk"}
-	for i := range 1500 {
+	for i := range 600 {
 		name := filepath.Join(dir, fmt.Sprint(i))
 		data[name] = stream(chunks(rng, text))
 		if err := os.WriteFile(name+".xz", data[name], 0o600); err != nil {
