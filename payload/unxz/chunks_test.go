@@ -3,6 +3,7 @@ package unxz_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
@@ -66,6 +67,38 @@ func chunks(rng *rand.Rand, text []byte) (b []byte, size int) {
 		b[rng.IntN(len(b))] ^= 1 << rng.IntN(8)
 	}
 	return append(b, 0), size
+}
+
+// TestResets goes through what a chunk may rely on.
+func TestResets(t *testing.T) {
+	const (
+		fresh   = "\xe0\x00\x00\x00\x05\x5d\x00\x00\x00\x00\x00\x00" // a dictionary, properties, state: and one byte
+		props   = "\xc0\x00\x00\x00\x05\x5d\x00\x00\x00\x00\x00\x00"
+		state   = "\xa0\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00"
+		nothing = "\x80\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00"
+		plain   = "\x02\x00\x00a"
+		cleared = "\x01\x00\x00a" // the dictionary, and what is not compressed
+	)
+	var d unxz.Decoder
+	for _, c := range []struct {
+		chunks string
+		size   int
+		ok     bool
+	}{
+		{fresh + state + nothing + plain + nothing, 5, true},
+		{fresh + props, 2, true},
+		{cleared + props + nothing, 3, true},
+		{fresh + cleared + props, 3, true},
+		{props, 1, false}, {state, 1, false}, {nothing, 1, false}, {plain, 1, false}, // without a dictionary
+		{cleared + state, 2, false}, {cleared + nothing, 2, false}, // without properties
+		{fresh + cleared + state, 3, false}, {fresh + cleared + nothing, 3, false}, {fresh + cleared + plain + state, 4, false}, // which went with the dictionary
+		{"\x03\x00\x00a", 1, false}, {fresh + "\x7f\x00\x00a", 2, false},
+	} {
+		n, err := d.Decode(make([]byte, 8), stream(append([]byte(c.chunks), 0), c.size))
+		if c.ok && (err != nil || n != c.size) || !c.ok && !errors.Is(err, unxz.ErrCorrupt) {
+			t.Errorf("%x: %d bytes, %v", c.chunks, n, err)
+		}
+	}
 }
 
 // TestChunks compares with xz what is accepted and what is refused. A mutation of a stream does not show that: its checksums are wrong.
