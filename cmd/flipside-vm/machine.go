@@ -151,8 +151,8 @@ func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 // read takes a line of the daemon's status.
 func (m *machine) read(line string) {
 	var st updater.Status
-	if json.Unmarshal([]byte(line), &st) != nil || st.Schema == "" {
-		return // cut off by a reboot
+	if json.Unmarshal([]byte(line), &st) != nil || st.Phase == "" {
+		return // cut off by a reboot, or said before the engine had begun
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
