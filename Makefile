@@ -33,7 +33,7 @@ test-go: toolchain
 	$(GO) test ./...
 
 test-race: toolchain
-	$(GO) test -race -short $(RACE)
+	$(GO) test -race -short -timeout 20m $(RACE)
 
 vet: toolchain
 	$(GO) vet ./...
