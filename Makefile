@@ -9,7 +9,7 @@ GOFLAGS_  := -trimpath -tags grpcnotrace -buildvcs=auto -ldflags "-s -w"
 # Packages whose tests are quick enough for the race detector in the usual loop.
 RACE      := ./cmd/... ./updater/... ./omaha/... ./payload/... ./partition/... ./reboot/... ./lock/...
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-FUZZTIME  ?= 10s
+FUZZTIME  ?= 4s
 
 # What a bare Debian 12 machine lacks. Installed by "make deps" when root runs it; only named otherwise.
 DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm squashfs-tools bsdiff openssl chromium fonts-dejavu-core
@@ -47,7 +47,7 @@ staticcheck: toolchain
 lint: vet fmt-check staticcheck ## vet, gofmt and staticcheck
 
 # Without a bound Go spends up to a minute, most of FUZZTIME, on making the first interesting input smaller.
-fuzz: toolchain ## run every fuzz target for FUZZTIME (10s) each
+fuzz: toolchain ## run every fuzz target for FUZZTIME (4s) each
 	@set -e; for pkg in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg 2>/dev/null | grep '^Fuzz' || true); do \
 	    echo "fuzz $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$pkg; \

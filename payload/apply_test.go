@@ -130,7 +130,11 @@ func makeFixture(t testing.TB, how build.Compression, size int) fixture {
 func TestResumeAnywhere(t *testing.T) {
 	f := makeFixture(t, build.Zstd, 12<<20)
 	rng := mathrand.New(mathrand.NewPCG(3, 4))
-	for i := range 50 {
+	rounds := 50
+	if testing.Short() {
+		rounds = 8 // under the race detector
+	}
+	for i := range rounds {
 		d := newDisk(len(f.image))
 		var last *payload.Checkpoint
 		kept, reread := int64(0), int64(0)

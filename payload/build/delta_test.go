@@ -193,6 +193,9 @@ func pairOf(t testing.TB, name, old, new string) (build.Image, []byte, []byte) {
 
 // Deltas of the samples are no larger than those that the C++ generators made of the same images.
 func TestDeltasOfTheSamples(t *testing.T) {
+	if testing.Short() {
+		t.Skip("too slow for the race detector, which other tests run under")
+	}
 	key := newKey(t)
 	size := func(name string) int64 {
 		info, err := os.Stat(filepath.Join("..", "..", "..", "shared", "samples", filepath.FromSlash(name)))
@@ -247,6 +250,9 @@ func TestDeltasOfTheSamples(t *testing.T) {
 
 // A payload of major 1 differs from that of Flatcar's generator only in what its bzip2 makes of the same chunks.
 func TestMajor1IsAsFlatcarMakesIt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("too slow for the race detector, which other tests run under")
+	}
 	img := sample(t, "payload-v1/a.img")
 	theirs, err := os.ReadFile(filepath.Join("..", "..", "..", "shared", "samples", "payload-v1", "v1-full.dual.payload"))
 	if err != nil {

@@ -89,6 +89,9 @@ func TestCompareNamesFiles(t *testing.T) {
 
 // Whatever an image holds, asking for its files gives an answer.
 func TestFilesOfDamagedImages(t *testing.T) {
+	if testing.Short() {
+		t.Skip("too slow for the race detector, which other tests run under")
+	}
 	img := imageOf(t, "ext4", map[string][]byte{"a/b": noise(5000, 1), "c": noise(100, 2)})
 	data := make([]byte, img.Size)
 	if _, err := img.Data.ReadAt(data, 0); err != nil {

@@ -150,7 +150,7 @@ func TestNoAllocations(t *testing.T) {
 	want := sample(1 << 20)
 	data, out := compress(t, want), make([]byte, len(want))
 	var d unxz.Decoder
-	if n := testing.AllocsPerRun(3, func() { d.Decode(out, data) }); n > 4 {
+	if n := testing.AllocsPerRun(3, func() { d.Decode(out, data) }); n > 16 { // a few more under the race detector; none for each of the thousands of packets
 		t.Errorf("%v allocations for a stream", n)
 	}
 }
