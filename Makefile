@@ -7,7 +7,7 @@ DESTDIR   ?=
 GOFLAGS_  := -trimpath -tags grpcnotrace -buildvcs=auto -ldflags "-s -w"
 
 # Packages whose tests are quick enough for the race detector in the usual loop.
-RACE      := ./cmd/... ./updater/... ./omaha/... ./payload/... ./partition/... ./reboot/... ./lock/...
+RACE      := ./cmd/... ./updater/... ./omaha/... ./payload/bench ./payload/bsdiff ./payload/unxz ./payload/unbzip2 ./partition/... ./reboot/... ./lock/...
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME  ?= 4s
 
@@ -34,6 +34,7 @@ test-go: toolchain
 
 test-race: toolchain
 	$(GO) test -race -short -timeout 20m $(RACE)
+	$(GO) test -race -short -timeout 20m -run 'OtherPrograms|ResumeAnywhere|FailuresOnTheWay|Flipped|SameBytes|DeltaMakes' ./payload ./payload/build
 
 vet: toolchain
 	$(GO) vet ./...
@@ -48,10 +49,7 @@ lint: vet fmt-check staticcheck ## vet, gofmt and staticcheck
 
 # Without a bound Go spends up to a minute, most of FUZZTIME, on making the first interesting input smaller.
 fuzz: toolchain ## run every fuzz target for FUZZTIME (4s) each
-	@set -e; for pkg in $$($(GO) list ./...); do \
-	  for f in $$($(GO) test -list '^Fuzz' $$pkg 2>/dev/null | grep '^Fuzz' || true); do \
-	    echo "fuzz $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$pkg; \
-	  done; done
+	@.ci/fuzz $(GO) $(FUZZTIME)
 
 bench: toolchain ## benchmarks, with ratios against named references measured in the same run
 	$(GO) test -run '^$$' -bench . -benchmem ./...
