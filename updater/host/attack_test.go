@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	releases "github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/payload/build"
@@ -36,7 +37,8 @@ func (r *rig) update(version string, data []byte) {
 	r.t.Helper()
 	r.publish(version, data)
 	slot, _ := r.boot()
-	if _, rebooted := r.run(slot, func(st updater.Status) bool { return settled(st) && st.LastError != "" }); !rebooted {
+	began := time.Now() // an error from before is that of another release
+	if _, rebooted := r.run(slot, func(st updater.Status) bool { return settled(st) && st.LastError != "" && st.ErrorAt.After(began) }); !rebooted {
 		r.t.Fatalf("release %s was not taken", version)
 	}
 	slot, booted := r.boot()
