@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -237,23 +238,24 @@ func (r *rig) run(running string, ok func(updater.Status) bool) (st updater.Stat
 	done := make(chan error, 1)
 	go func() { done <- Run(ctx, c, slog.New(slog.DiscardHandler)) }()
 	watch, stop := context.WithCancel(ctx)
-	defer stop()
 	reached := make(chan updater.Status, 1)
-	go func() {
-		for watch.Err() == nil {
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for seen := false; !seen && watch.Err() == nil; {
 			control.Call(watch, c.Socket(), control.Request{Method: "watch"}, func(s updater.Status) bool {
-				if ok(s) {
+				if seen = ok(s); seen {
 					reached <- s
-					return false
 				}
-				return true
+				return !seen
 			})
 			select {
 			case <-watch.Done():
 			case <-time.After(5 * time.Millisecond):
 			}
 		}
-	}()
+	})
+	defer watching.Wait() // ok writes the variables of the test
+	defer stop()
 	select {
 	case st = <-reached:
 		cancel()
