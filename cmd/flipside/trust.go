@@ -191,12 +191,16 @@ func trustError(err error) error {
 
 func (a *app) trustProvisionCommand() *cobra.Command {
 	var password string
+	var number int64
 	cmd := &cobra.Command{
 		Use:   "provision",
 		Short: "keep the floor in the TPM, and make the device key",
 		Args:  cobra.NoArgs,
-		Long: `Provision makes two NV indices in the TPM for the floor of releases, which begins where the file's stands, and two keys that cannot leave the
-TPM: one to identify this host and one to prove its boots. What is there already stays, so that it can be run again after power was lost.
+		Long: `Provision makes two NV indices in the TPM for the floor of releases, and two keys that cannot leave the TPM: one to identify this host and one to
+prove its boots. What is there already stays, so that it can be run again after power was lost.
+
+The floor begins at the highest of what its file and the running release know and of --number. If no number is known it begins where the first release
+with a number will be, once that has proven itself. From there the TPM counts days: a write to its flash for each day between two releases.
 
 The floor is worth what the owner's password is worth: with an empty one, who is root on the host can delete it. Set one first
 (tpm2_changeauth -c owner), and keep it off the host.`,
@@ -206,7 +210,7 @@ The floor is worth what the owner's password is worth: with an empty one, who is
 				return err
 			}
 			if c.Trust.Floor != string(trust.FileOnly) {
-				if err := f.Provision(pw); err != nil {
+				if err := f.Provision(cmd.Context(), pw, number); err != nil {
 					return trustError(err)
 				}
 			}
@@ -225,6 +229,7 @@ The floor is worth what the owner's password is worth: with an empty one, who is
 		},
 	}
 	cmd.Flags().StringVar(&password, "owner-password-file", "", "`file` whose first line is the TPM owner's password (default: it is empty)")
+	cmd.Flags().Int64Var(&number, "number", 0, "begin the floor at this `number` at least: the max-timestamp of the oldest release that may be taken")
 	return cmd
 }
 

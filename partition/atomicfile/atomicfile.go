@@ -73,6 +73,17 @@ func Write(dir Dir, name string, data []byte) error {
 	return p.Commit(context.Background(), int64(len(data)), sha256.Sum256(data))
 }
 
+// Remove removes the file name. When it returns nil, a power cut does not bring the file back. That there is none is an error that is [fs.ErrNotExist].
+func Remove(dir Dir, name string) error {
+	if err := dir.Remove(name); err != nil {
+		return fmt.Errorf("removing %q: %w", name, err)
+	}
+	if err := dir.Sync(); err != nil {
+		return fmt.Errorf("removing %q: flushing its directory: %w", name, err)
+	}
+	return nil
+}
+
 // Pending is a file that is being written, beside the one that it will replace.
 type Pending struct {
 	dir  Dir

@@ -204,3 +204,23 @@ func TestNames(t *testing.T) {
 		t.Error("a symbolic link was followed")
 	}
 }
+
+func TestRemove(t *testing.T) {
+	var ops []string
+	dir := traced{OS: OS(t.TempDir()), ops: &ops}
+	if err := Remove(dir, "file"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	for _, fail := range []string{"", "remove file", "sync directory"} {
+		if err := os.WriteFile(filepath.Join(string(dir.OS), "file"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ops, dir.fail = nil, fail
+		if err := Remove(dir, "file"); (err == nil) != (fail == "") {
+			t.Errorf("%q fails: %v", fail, err)
+		}
+		if want := []string{"remove file", "sync directory"}; fail != "remove file" && !slices.Equal(ops, want) {
+			t.Errorf("%q, want %q", ops, want)
+		}
+	}
+}

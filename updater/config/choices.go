@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -37,7 +36,7 @@ func ReadChoices(stateDir string) (Choices, error) {
 // Save writes the choices durably.
 func (c Choices) Save(stateDir string) error {
 	if c == (Choices{}) {
-		if err := os.Remove(filepath.Join(stateDir, choiceName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := atomicfile.Remove(atomicfile.OS(stateDir), choiceName); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("forgetting the operator's choices: %w", err)
 		}
 		return nil

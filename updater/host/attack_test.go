@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"io"
 	"net/http"
@@ -137,7 +138,7 @@ func TestDiskOfYesterdayWithATPM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Provision(nil); err != nil {
+	if err := f.Provision(context.Background(), nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	backup := map[string][]byte{}
@@ -183,7 +184,7 @@ func TestTPMHearsLater(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(r.dir, "state"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Provision(nil); err != nil {
+	if err := f.Provision(context.Background(), nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	r.publish("2.0.0", r.numbered("2.0.0", 20*day, "", r.key))

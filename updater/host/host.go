@@ -73,7 +73,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 		return nil, nil, nil, errors.Join(err, closer())
 	}
 	if facts, err := in.Facts(context.Background()); err == nil && facts.Slots[facts.Running].Successful {
-		guard.raise(facts.Running, version) // what power or a missing TPM kept from being done after the last confirmation
+		guard.raise(context.Background(), facts.Running, version) // what power or a missing TPM kept from being done after the last confirmation
 	}
 	goal := &target{channel: c.Update.Channel, pin: c.Update.Pin}
 	e := &updater.Engine{

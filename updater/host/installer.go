@@ -218,7 +218,7 @@ var errDisk = errors.New("the slot cannot be used")
 
 func (in *installer) apply(ctx context.Context, u updater.Update, src payload.Source, checkpoint func(json.RawMessage), progress func(updater.Progress)) (err error) {
 	offer := u.Offer
-	believed, err := in.guard.options()
+	believed, err := in.guard.options(ctx)
 	if err != nil {
 		return err
 	}

@@ -67,7 +67,7 @@ func readPause(path string) (pause, error) {
 }
 
 func unpause(path string) error {
-	err := os.Remove(path)
+	err := atomicfile.Remove(atomicfile.OS(filepath.Dir(path)), filepath.Base(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: updates are not paused", updater.ErrNothing)
 	}

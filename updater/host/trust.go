@@ -73,9 +73,9 @@ func Keys(c config.Config, floor int64) (*trust.Keys, error) {
 }
 
 // options says which payloads are believed.
-func (g *guard) options() (payload.Options, error) {
+func (g *guard) options(ctx context.Context) (payload.Options, error) {
 	if g.owed != [2]string{} {
-		g.raise(g.owed[0], g.owed[1])
+		g.raise(ctx, g.owed[0], g.owed[1])
 	}
 	level, err := g.floor.Level()
 	if err != nil {
@@ -191,7 +191,7 @@ func (g *guard) confirmed(ctx context.Context, slot, version string) {
 	if err := g.secrets(ctx, "confirm", slot, "VERSION="+version); err != nil {
 		g.log.Error("the secrets of the old slot stay as they are", "error", err)
 	}
-	g.raise(slot, version)
+	g.raise(ctx, slot, version)
 	if g.conf.Trust.Proof == "" {
 		return
 	}
@@ -200,10 +200,14 @@ func (g *guard) confirmed(ctx context.Context, slot, version string) {
 	}
 }
 
-func (g *guard) raise(slot, version string) {
-	rose, err := g.floor.Confirm(slot, version)
+func (g *guard) raise(ctx context.Context, slot, version string) {
+	rose, err := g.floor.Confirm(ctx, slot, version)
 	g.owed = [2]string{}
-	if err != nil {
+	switch {
+	case errors.Is(err, trust.ErrBehind):
+		g.owed = [2]string{slot, version}
+		g.log.Info("the floor in the TPM rises in steps and goes on with the next check", "left", err)
+	case err != nil:
 		g.owed = [2]string{slot, version}
 		g.log.Error("the floor of releases could not be raised; it is tried again", "error", err)
 	}

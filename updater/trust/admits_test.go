@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"context"
 	"os"
 	"strings"
 	"testing"
@@ -23,7 +24,7 @@ func TestAdmits(t *testing.T) {
 	}
 	want("USR-A") // no floor
 	f.Release = 100
-	if rose, err := f.Confirm("USR-A", "1"); rose || err != nil { // the release that the host was installed with
+	if rose, err := f.Confirm(context.Background(), "USR-A", "1"); rose || err != nil { // the release that the host was installed with
 		t.Fatal(rose, err)
 	}
 	f.Release = 0 // the next one says no number in its os-release
@@ -31,14 +32,14 @@ func TestAdmits(t *testing.T) {
 	want("USR-A", "release 1 in slot USR-A has number 100, and the floor is 200")
 	want("USR-B")
 	want("USR-C", "slot USR-C is not known", "200")
-	if _, err := f.Confirm("USR-B", "2"); err != nil { // the next start of the daemon
+	if _, err := f.Confirm(context.Background(), "USR-B", "2"); err != nil { // the next start of the daemon
 		t.Fatal(err)
 	}
 	want("USR-B")
 	take(t, f, "USR-A", "3", 200)
 	want("USR-B") // as new is not older
 	want("USR-A")
-	if _, err := f.Confirm("USR-A", "0"); err != nil { // written by something else, without a number
+	if _, err := f.Confirm(context.Background(), "USR-A", "0"); err != nil { // written by something else, without a number
 		t.Fatal(err)
 	}
 	want("USR-A", "release 0 in slot USR-A has number 0")
@@ -46,7 +47,7 @@ func TestAdmits(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Release = 200
-	if _, err := f.Confirm("USR-A", "3"); err != nil {
+	if _, err := f.Confirm(context.Background(), "USR-A", "3"); err != nil {
 		t.Fatal(err)
 	}
 	if data, _ := os.ReadFile(f.Path); string(data) != "{rubbish" {

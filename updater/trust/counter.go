@@ -2,6 +2,7 @@ package trust
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -16,7 +17,9 @@ import (
 //
 //	base.floor + (counter - base.counter) * step
 //
-// and to lower it one must delete an index, which takes the owner's password. Both can be read, and the counter incremented, with the
+// and to lower it one must delete an index, which takes the owner's password. A floor that was provisioned before any number was known has a base
+// that is written and not locked; the first release with a number writes it anew and locks it, so that the counter has no half
+// century of days to count up. Both can be read, and the counter incremented, with the
 // empty password and during a dictionary-attack lockout (TPMA_NV_NO_DA): the daemon needs no secret, and somebody who
 // types wrong passwords stops no update.
 const (
@@ -24,6 +27,13 @@ const (
 	nvBase    = tpm2.TPMHandle(0x0181F511)
 	step      = 24 * 60 * 60 // seconds that one increment stands for
 )
+
+// budget bounds the increments of one call of Raise. Each is a write to the TPM's flash and takes up to a tenth of a second; releases that come
+// every few weeks need a few tens.
+const budget = 400
+
+// ErrBehind means that the floor in the TPM rose, and has further to go: the next call goes on from there.
+var ErrBehind = errors.New("the floor in the TPM has not caught up yet")
 
 // MaxNumber is the highest number that a floor can have: the year 2100. A higher one is a mistake, such as milliseconds.
 const MaxNumber = 4102444800
@@ -34,7 +44,7 @@ var baseAttributes = tpm2.TPMANV{NT: tpm2.TPMNTOrdinary, AuthRead: true, AuthWri
 // base is the content of the base index.
 type base struct {
 	counter uint64
-	floor   int64
+	floor   int64 // 0 in a base that is not locked: the first release decides
 }
 
 const (
@@ -135,70 +145,125 @@ func (t *TPM) counter(ix index) (uint64, error) {
 	return binary.BigEndian.Uint64(data), nil
 }
 
-// state reads the base and the counter. ErrNotPrepared means that they are not there, or that provisioning was interrupted.
-func (t *TPM) state() (base, uint64, index, error) {
-	c, err := t.look(nvCounter, counterAttributes, 8)
-	if err != nil {
-		return base{}, 0, c, err
-	}
-	b, err := t.look(nvBase, baseAttributes, baseSize)
-	if err != nil {
-		return base{}, 0, c, err
-	}
-	switch {
-	case !c.there && !b.there:
-		return base{}, 0, c, fmt.Errorf("%w: it keeps no floor", ErrNotPrepared)
-	case !c.there || !c.written || !b.there || !b.written || !b.locked:
-		return base{}, 0, c, fmt.Errorf("%w: provisioning was interrupted, or an index was deleted", ErrNotPrepared)
-	}
-	data, err := t.readNV(nvBase, b, baseSize)
-	if err != nil {
-		return base{}, 0, c, err
-	}
-	bs, err := decodeBase(data)
-	if err != nil {
-		return base{}, 0, c, err
-	}
-	n, err := t.counter(c)
-	return bs, n, c, err
+// floorState is what the two indices hold.
+type floorState struct {
+	base    base
+	counter uint64
+	at      index // the counter
+	baseAt  index
 }
 
-// Floor reads the floor, in seconds since 1970, a whole number of days above where it began. ErrNotPrepared means that there is none.
+// open reports whether the floor still waits for the first release with a number.
+func (s floorState) open() bool { return !s.baseAt.locked }
+
+var errInterrupted = fmt.Errorf("%w: provisioning was interrupted, or an index was deleted", ErrNotPrepared)
+
+// state reads the base and the counter. ErrNotPrepared means that they are not there, or that provisioning was interrupted.
+func (t *TPM) state() (s floorState, err error) {
+	if s.at, err = t.look(nvCounter, counterAttributes, 8); err != nil {
+		return s, err
+	}
+	if s.baseAt, err = t.look(nvBase, baseAttributes, baseSize); err != nil {
+		return s, err
+	}
+	switch {
+	case !s.at.there && !s.baseAt.there:
+		return s, fmt.Errorf("%w: it keeps no floor", ErrNotPrepared)
+	case !s.at.there || !s.at.written || !s.baseAt.there || !s.baseAt.written:
+		return s, errInterrupted
+	}
+	data, err := t.readNV(nvBase, s.baseAt, baseSize)
+	if err != nil {
+		return s, err
+	}
+	if s.base, err = decodeBase(data); err != nil {
+		return s, err
+	}
+	if s.counter, err = t.counter(s.at); err != nil {
+		return s, err
+	}
+	if s.open() && s.base.floor != 0 {
+		return s, errInterrupted
+	}
+	return s, nil
+}
+
+// begin writes the base and locks it, unless it is that of a floor of which no number is known.
+func (t *TPM) begin(b base) error {
+	ix, err := t.look(nvBase, baseAttributes, baseSize)
+	if err != nil {
+		return err
+	}
+	_, err = tpm2.NVWrite{
+		AuthHandle: plain(nvBase, ix.name), NVIndex: tpm2.NamedHandle{Handle: nvBase, Name: ix.name},
+		Data: tpm2.TPM2BMaxNVBuffer{Buffer: b.encode()},
+	}.Execute(t.t)
+	if err != nil {
+		return explain("writing the floor's base", err)
+	}
+	if b.floor == 0 {
+		return nil
+	}
+	if ix, err = t.look(nvBase, baseAttributes, baseSize); err != nil { // the first write changes its name
+		return err
+	}
+	_, err = tpm2.NVWriteLock{AuthHandle: plain(nvBase, ix.name), NVIndex: tpm2.NamedHandle{Handle: nvBase, Name: ix.name}}.Execute(t.t)
+	return explain("locking the floor's base", err)
+}
+
+// Floor reads the floor, in seconds since 1970, a whole number of days above where it began; 0 if it waits for the first release with a
+// number. ErrNotPrepared means that there is none.
 func (t *TPM) Floor() (int64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	b, n, _, err := t.state()
-	if err != nil {
+	s, err := t.state()
+	if err != nil || s.open() {
 		return 0, err
 	}
-	return b.number(n)
+	return s.base.number(s.counter)
 }
 
-// Raise raises the floor to number, rounded down to a whole day above its beginning. One that is as high already stays. Power lost in
-// between leaves it lower than wanted; raising it again goes on from there.
-func (t *TPM) Raise(number int64) error {
+// Raise raises the floor to number, rounded down to a whole day above its beginning, or begins it there. One that is as high already stays. It makes
+// some hundred steps at most and then returns ErrBehind. Power lost or ctx ended in between leaves it lower than wanted; raising it again goes
+// on from there.
+func (t *TPM) Raise(ctx context.Context, number int64) error {
 	if number < 0 || number > MaxNumber {
 		return fmt.Errorf("raising the floor: %w", errNumber(number))
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	b, n, ix, err := t.state()
+	s, err := t.state()
+	if errors.Is(err, ErrNotPrepared) && s.at.written && s.baseAt.written && !s.baseAt.locked {
+		err = nil // power was lost between writing the base and locking it
+	}
 	if err != nil {
 		return fmt.Errorf("raising the floor: %w", err)
 	}
-	want := b.counter
-	if number > b.floor {
-		want += uint64(number-b.floor) / step
+	if s.open() {
+		if number == 0 {
+			return nil
+		}
+		return t.begin(base{counter: s.counter, floor: number})
 	}
-	for ; n < want; n++ {
-		if err := t.increment(ix); err != nil {
+	want := s.base.counter
+	if number > s.base.floor {
+		want += uint64(number-s.base.floor) / step
+	}
+	for n := s.counter; n < want; n++ {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("raising the floor: %w: %d days to go: %w", ErrBehind, want-n, err)
+		}
+		if n-s.counter == budget {
+			return fmt.Errorf("raising the floor: %w: %d days to go", ErrBehind, want-n)
+		}
+		if err := t.increment(s.at); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Provision makes the floor, beginning at number. It takes the owner's password. One that was interrupted is completed by calling it again; one
+// Provision makes the floor, beginning at number; 0 means where the first release with a number will be. It takes the owner's password. One that was interrupted is completed by calling it again; one
 // that is complete is left as it is.
 func (t *TPM) Provision(password []byte, number int64) error {
 	if number < 0 || number > MaxNumber {
@@ -206,10 +271,13 @@ func (t *TPM) Provision(password []byte, number int64) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, _, _, err := t.state(); err == nil || !errors.Is(err, ErrNotPrepared) {
+	switch s, err := t.state(); {
+	case err == nil && s.open() && number > 0:
+		return t.begin(base{counter: s.counter, floor: number})
+	case err == nil || !errors.Is(err, ErrNotPrepared):
 		return err
 	}
-	// The base is locked last, and only that makes a floor: everything before it can be done again.
+	// The base is written last, and only that makes a floor: everything before it can be done again.
 	c, err := t.look(nvCounter, counterAttributes, 8)
 	if err != nil {
 		return err
@@ -248,22 +316,8 @@ func (t *TPM) Provision(password []byte, number int64) error {
 		if err := t.define(nvBase, baseAttributes, baseSize, password); err != nil {
 			return err
 		}
-		if b, err = t.look(nvBase, baseAttributes, baseSize); err != nil {
-			return err
-		}
 	}
-	_, err = tpm2.NVWrite{
-		AuthHandle: plain(nvBase, b.name), NVIndex: tpm2.NamedHandle{Handle: nvBase, Name: b.name},
-		Data: tpm2.TPM2BMaxNVBuffer{Buffer: base{counter: n, floor: number}.encode()},
-	}.Execute(t.t)
-	if err != nil {
-		return explain("writing the floor's base", err)
-	}
-	if b, err = t.look(nvBase, baseAttributes, baseSize); err != nil {
-		return err
-	}
-	_, err = tpm2.NVWriteLock{AuthHandle: plain(nvBase, b.name), NVIndex: tpm2.NamedHandle{Handle: nvBase, Name: b.name}}.Execute(t.t)
-	return explain("locking the floor's base", err)
+	return t.begin(base{counter: n, floor: number})
 }
 
 func (t *TPM) undefine(h tpm2.TPMHandle, ix index, password []byte) error {

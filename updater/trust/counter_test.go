@@ -1,7 +1,10 @@
 package trust
 
 import (
+	"context"
+	"encoding/binary"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -35,7 +38,7 @@ func TestCounterOnlyRises(t *testing.T) {
 	if _, err := tpm.Floor(); !errors.Is(err, ErrNotPrepared) {
 		t.Fatalf("an empty TPM has a floor: %v", err)
 	}
-	if err := tpm.Raise(1); !errors.Is(err, ErrNotPrepared) {
+	if err := tpm.Raise(context.Background(), 1); !errors.Is(err, ErrNotPrepared) {
 		t.Fatalf("raising without a floor: %v", err)
 	}
 	const from = 1717200000
@@ -46,15 +49,15 @@ func TestCounterOnlyRises(t *testing.T) {
 	for _, tt := range []struct{ to, want int64 }{
 		{from + day - 1, from}, {from + 3*day + 5, from + 3*day}, {from, from + 3*day}, {0, from + 3*day}, {from + 30*day, from + 30*day},
 	} {
-		if err := tpm.Raise(tt.to); err != nil {
+		if err := tpm.Raise(context.Background(), tt.to); err != nil {
 			t.Fatal(err)
 		}
 		wantFloor(t, tpm, tt.want)
 	}
-	if err := tpm.Raise(from * 1000); !errors.Is(err, ErrNumber) {
+	if err := tpm.Raise(context.Background(), from*1000); !errors.Is(err, ErrNumber) {
 		t.Errorf("raising to milliseconds: %v", err)
 	}
-	if err := tpm.Raise(-1); !errors.Is(err, ErrNumber) {
+	if err := tpm.Raise(context.Background(), -1); !errors.Is(err, ErrNumber) {
 		t.Errorf("raising to -1: %v", err)
 	}
 	if err := tpm.Provision(nil, 0); err != nil {
@@ -95,7 +98,7 @@ func TestOwnerPassword(t *testing.T) {
 	if err := tpm.Provision([]byte("secret"), 5*day); err != nil {
 		t.Fatal(err)
 	}
-	if err := tpm.Raise(8 * day); err != nil { // takes no password
+	if err := tpm.Raise(context.Background(), 8*day); err != nil { // takes no password
 		t.Fatal(err)
 	}
 	for _, wrong := range []string{"", "wrong"} {
@@ -118,6 +121,81 @@ func setOwner(t *testing.T, tpm *TPM, old, password []byte) {
 	if _, err := (tpm2.HierarchyChangeAuth{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(old)}, NewAuth: tpm2.TPM2BAuth{Buffer: password}}).Execute(tpm.t); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// commands counts how often a TPM was asked for something.
+type commands struct {
+	*TPM
+	counts map[tpm2.TPMCC]int
+}
+
+func (c *commands) Send(in []byte) ([]byte, error) {
+	c.counts[tpm2.TPMCC(binary.BigEndian.Uint32(in[6:]))]++
+	return c.TPM.t.Send(in)
+}
+
+func (c *commands) Close() error { return nil }
+
+// A floor that was provisioned before any number was known begins where the first release with a number is, without counting up to it.
+func TestFloorBeginsWithTheFirstRelease(t *testing.T) {
+	e := trusttest.Start(t)
+	c := &commands{openTPM(t, e), map[tpm2.TPMCC]int{}}
+	tpm := NewTPM(c)
+	if err := tpm.Provision(nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	wantFloor(t, tpm, 0)
+	if err := tpm.Raise(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	wantFloor(t, tpm, 0)
+	const first = 1717200000
+	clear(c.counts)
+	if err := tpm.Raise(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if n, w := c.counts[tpm2.TPMCCNVIncrement], c.counts[tpm2.TPMCCNVWrite]+c.counts[tpm2.TPMCCNVWriteLock]; n != 0 || w != 2 {
+		t.Errorf("%d increments and %d writes for the first release", n, w)
+	}
+	wantFloor(t, tpm, first)
+	for _, lower := range []int64{1, first - day} {
+		if err := errors.Join(tpm.Raise(t.Context(), lower), tpm.Provision(nil, lower)); err != nil {
+			t.Fatal(err)
+		}
+		wantFloor(t, tpm, first)
+	}
+	if err := tpm.Raise(t.Context(), first+2*day); err != nil {
+		t.Fatal(err)
+	}
+	wantFloor(t, tpm, first+2*day)
+}
+
+// A long way is gone in bounded steps, each of which is kept, and a context ends it.
+func TestRaiseIsBounded(t *testing.T) {
+	e := trusttest.Start(t)
+	c := &commands{openTPM(t, e), map[tpm2.TPMCC]int{}}
+	tpm := NewTPM(c)
+	if err := tpm.Provision(nil, day); err != nil {
+		t.Fatal(err)
+	}
+	clear(c.counts)
+	if err := tpm.Raise(t.Context(), (budget+51)*day); !errors.Is(err, ErrBehind) || !strings.Contains(err.Error(), "50 days to go") {
+		t.Fatal(err)
+	}
+	if n := c.counts[tpm2.TPMCCNVIncrement]; n != budget {
+		t.Errorf("%d increments, the budget is %d", n, budget)
+	}
+	wantFloor(t, tpm, (budget+1)*day)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := tpm.Raise(ended, (budget+51)*day); !errors.Is(err, ErrBehind) || !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	wantFloor(t, tpm, (budget+1)*day)
+	if err := tpm.Raise(t.Context(), (budget+51)*day); err != nil {
+		t.Fatal(err)
+	}
+	wantFloor(t, tpm, (budget+51)*day)
 }
 
 // cutTPM is a TPM that loses its power before the nth command, and after it without the answer having arrived.
@@ -157,13 +235,19 @@ func TestPowerLoss(t *testing.T) {
 		want    int64
 	}{
 		{"provisioning", false, func(t *TPM) error { return t.Provision(nil, 7*day) }, 0, 7 * day},
-		{"raising", true, func(t *TPM) error { return t.Raise(6 * day) }, 3 * day, 6 * day},
+		{"raising", true, func(t *TPM) error { return t.Raise(context.Background(), 6*day) }, 3 * day, 6 * day},
 		{"making it anew", true, func(t *TPM) error {
 			if err := t.Remove(nil); err != nil {
 				return err
 			}
 			return t.Provision(nil, 5*day)
 		}, 3 * day, 5 * day},
+		{"beginning", false, func(t *TPM) error {
+			if err := t.Provision(nil, 0); err != nil {
+				return err
+			}
+			return t.Raise(context.Background(), 9*day)
+		}, 0, 9 * day},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cuts := 0
@@ -264,7 +348,7 @@ func TestLockedOutTPM(t *testing.T) {
 	if !locked {
 		t.Fatal("the TPM does not lock out")
 	}
-	if err := tpm.Raise(4 * day); err != nil {
+	if err := tpm.Raise(context.Background(), 4*day); err != nil {
 		t.Fatal(err)
 	}
 	wantFloor(t, tpm, 4*day)
@@ -275,7 +359,7 @@ func TestForeignIndex(t *testing.T) {
 	if err := tpm.define(nvCounter, tpm2.TPMANV{NT: tpm2.TPMNTOrdinary, OwnerRead: true, OwnerWrite: true}, 8, nil); err != nil {
 		t.Fatal(err)
 	}
-	for name, err := range map[string]error{"provision": tpm.Provision(nil, 0), "raise": tpm.Raise(1), "remove": tpm.Remove(nil)} {
+	for name, err := range map[string]error{"provision": tpm.Provision(nil, 0), "raise": tpm.Raise(context.Background(), 1), "remove": tpm.Remove(nil)} {
 		if !errors.Is(err, ErrForeign) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -191,9 +192,9 @@ func (f *Floor) Propose(p Pending) error {
 }
 
 // Confirm raises the floor to what was proposed for the release that runs from slot, once it is known to be good. It reports whether the floor
-// rose. Calling it again does nothing. If the TPM cannot be asked, the file rises all the same, the release stays pending for the TPM, and the
+// rose. Calling it again does nothing. If the TPM cannot be asked, or has not caught up ([ErrBehind]), the file rises all the same, the release stays pending for the TPM, and the
 // error says so. It also remembers which release the slot holds, for [Floor.Admits].
-func (f *Floor) Confirm(slot, version string) (bool, error) {
+func (f *Floor) Confirm(ctx context.Context, slot, version string) (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r, warning, err := f.load()
@@ -228,7 +229,7 @@ func (f *Floor) Confirm(slot, version string) (bool, error) {
 		return false, err
 	}
 	if f.Mode != FileOnly {
-		err := f.raise(r.Pending.Number)
+		err := f.raise(ctx, r.Pending.Number)
 		switch {
 		case err == nil:
 			r.TPM = true
@@ -262,17 +263,21 @@ func (f *Floor) Admits(slot string) error {
 	return nil
 }
 
-func (f *Floor) raise(number int64) error {
+func (f *Floor) raise(ctx context.Context, number int64) error {
 	t, err := OpenTPM(f.Device)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
-	return t.Raise(number)
+	return t.Raise(ctx, number)
 }
 
-// Provision moves the floor into the TPM, at the number that the file and the running release know.
-func (f *Floor) Provision(password []byte) error {
+// Provision moves the floor into the TPM. It begins at the highest of number and what the file and the running release know; if that is 0, where the first
+// release with a number will be. A floor that is there already rises as far as that; a long way it goes in steps, until ctx ends.
+func (f *Floor) Provision(ctx context.Context, password []byte, number int64) error {
+	if number < 0 || number > MaxNumber {
+		return errNumber(number)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r, _, err := f.load()
@@ -284,12 +289,18 @@ func (f *Floor) Provision(password []byte) error {
 		return err
 	}
 	defer t.Close()
-	number := max(r.Floor, f.Release)
+	number = max(number, r.Floor, f.Release)
 	if err := t.Provision(password, number); err != nil {
 		return err
 	}
-	if err := t.Raise(number); err != nil { // it was there before
-		return err
+	for { // it was there before
+		err := t.Raise(ctx, number)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrBehind) || ctx.Err() != nil {
+			return err
+		}
 	}
 	r.Floor, r.TPM = number, true
 	return f.save(r)

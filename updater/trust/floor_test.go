@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -22,7 +23,7 @@ func take(t *testing.T, f *Floor, slot, version string, number int64) {
 	if err := f.Propose(Pending{Number: number, Slot: slot, Version: version}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Confirm(slot, version); err != nil {
+	if _, err := f.Confirm(context.Background(), slot, version); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -43,14 +44,14 @@ func TestFloorInAFile(t *testing.T) {
 	}
 	wantLevel(t, f, 0, "file") // armed is not good
 	for _, other := range [][2]string{{"USR-A", "2"}, {"USR-B", "1"}} {
-		if rose, err := f.Confirm(other[0], other[1]); rose || err != nil {
+		if rose, err := f.Confirm(context.Background(), other[0], other[1]); rose || err != nil {
 			t.Fatalf("the floor rose for another boot: %v, %v", rose, err)
 		}
 	}
-	if rose, err := f.Confirm("USR-B", "2"); !rose || err != nil {
+	if rose, err := f.Confirm(context.Background(), "USR-B", "2"); !rose || err != nil {
 		t.Fatal(rose, err)
 	}
-	if rose, err := f.Confirm("USR-B", "2"); rose || err != nil {
+	if rose, err := f.Confirm(context.Background(), "USR-B", "2"); rose || err != nil {
 		t.Fatal("it rose twice", err)
 	}
 	wantLevel(t, f, 100, "file")
@@ -79,7 +80,7 @@ func TestFloorInTheTPM(t *testing.T) {
 	f := newFloor(t, Auto, e.Socket)
 	take(t, f, "USR-A", "1", 10*day+5)
 	wantLevel(t, f, 10*day+5, "file") // there is a TPM, and nobody has provisioned it
-	if err := f.Provision(nil); err != nil {
+	if err := f.Provision(context.Background(), nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	take(t, f, "USR-B", "2", 20*day+7)
@@ -110,11 +111,11 @@ func TestFloorInTheTPM(t *testing.T) {
 		if err := f.Propose(Pending{Number: 40 * day, Slot: "USR-B", Version: "4"}); err != nil {
 			t.Fatal(err)
 		}
-		if rose, err := f.Confirm("USR-B", "4"); !rose || !errors.Is(err, ErrTPM) {
+		if rose, err := f.Confirm(context.Background(), "USR-B", "4"); !rose || !errors.Is(err, ErrTPM) {
 			t.Fatal(rose, err)
 		}
 		e.Power()
-		if _, err := f.Confirm("USR-B", "4"); err != nil { // at the next start
+		if _, err := f.Confirm(context.Background(), "USR-B", "4"); err != nil { // at the next start
 			t.Fatal(err)
 		}
 		if err := os.Remove(f.Path); err != nil {
@@ -154,10 +155,44 @@ func TestFloorThatMustBeInATPM(t *testing.T) {
 	if _, err := f.Level(); !errors.Is(err, ErrNotPrepared) {
 		t.Errorf("with an empty TPM: %v", err)
 	}
-	if err := f.Provision(nil); err != nil {
+	if err := f.Provision(context.Background(), nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	wantLevel(t, f, 0, "tpm")
+}
+
+// A host that was provisioned with nothing, and one whose release is years ahead of its floor: the file knows at once, the TPM in steps.
+func TestFloorCatchesUp(t *testing.T) {
+	e := trusttest.Start(t)
+	f := newFloor(t, WithTPM, e.Socket)
+	if err := f.Provision(t.Context(), nil, 10*day); err != nil {
+		t.Fatal(err)
+	}
+	wantLevel(t, f, 10*day, "tpm")
+	const number = (10 + budget + 30) * day
+	if err := f.Propose(Pending{Number: number, Slot: "USR-B", Version: "2"}); err != nil {
+		t.Fatal(err)
+	}
+	if rose, err := f.Confirm(t.Context(), "USR-B", "2"); !rose || !errors.Is(err, ErrBehind) {
+		t.Fatal(rose, err)
+	}
+	wantLevel(t, f, number, "tpm")
+	if rose, err := f.Confirm(t.Context(), "USR-B", "2"); rose || err != nil {
+		t.Fatal(rose, err)
+	}
+	if l, err := f.Level(); err != nil || l.TPM != number {
+		t.Fatal(l, err)
+	}
+	// What a person asks for is done to the end.
+	if err := f.Provision(t.Context(), nil, number+2*budget*day); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := f.Level(); err != nil || l.TPM != number+2*budget*day {
+		t.Fatal(l, err)
+	}
+	if err := f.Provision(t.Context(), nil, -1); !errors.Is(err, ErrNumber) {
+		t.Error(err)
+	}
 }
 
 // Power lost between any two commands of a reset must not leave a host that takes everything.
@@ -165,7 +200,7 @@ func TestResetIsInterrupted(t *testing.T) {
 	e := trusttest.Start(t)
 	f := newFloor(t, Auto, e.Socket)
 	take(t, f, "USR-A", "1", 10*day)
-	if err := f.Provision(nil); err != nil {
+	if err := f.Provision(context.Background(), nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	tpm := openTPM(t, e)
