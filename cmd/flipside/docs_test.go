@@ -40,7 +40,7 @@ func TestExitCodesAreDocumented(t *testing.T) {
 func TestCommandsInTheDocsExist(t *testing.T) {
 	root := (&app{}).command()
 	command := regexp.MustCompile("flipside ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)?)")
-	for _, path := range []string{"../../docs/why.md", "../../docs/config.md"} {
+	for _, path := range []string{"../../docs/why.md", "../../docs/config.md", "../../docs/migrate.md"} {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

@@ -191,7 +191,7 @@ func (a *app) command() *cobra.Command {
 	root.AddCommand(
 		a.statusCommand(), a.whyCommand(), a.watchCommand(), a.planCommand(), a.checkCommand(), a.updateCommand(), a.rebootCommand(), a.rollbackCommand(),
 		a.pauseCommand(), a.resumeCommand(), a.pinCommand(), a.unpinCommand(),
-		a.channelCommand(), a.historyCommand(), a.configCommand(),
+		a.channelCommand(), a.historyCommand(), a.configCommand(), a.migrateCommand(),
 	)
 	root.AddCommand(a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand(), a.trustCommand(), a.manCommand())
 	usageErrors(root)

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"reflect"
@@ -13,7 +14,8 @@ type Setting struct {
 	Key   string // as in "update.server"
 	Value string // as it is written in TOML, without passwords in addresses
 
-	list *[]string // where the value is, if it is a list
+	list  *[]string // where the value is, if it is a list
+	whole string    // Value with passwords
 }
 
 // Settings lists every key there is, in the order of the reference, with its value in c.
@@ -26,7 +28,7 @@ func settings(c *Config) []Setting {
 		section, table := v.Field(i), v.Type().Field(i).Tag.Get("toml")
 		for j := range section.NumField() {
 			f := section.Field(j)
-			s := Setting{Key: table + "." + section.Type().Field(j).Tag.Get("toml"), Value: literal(f)}
+			s := Setting{Key: table + "." + section.Type().Field(j).Tag.Get("toml"), Value: literal(f, redacted), whole: literal(f, func(s string) string { return s })}
 			if list, ok := f.Addr().Interface().(*[]string); ok {
 				s.list = list
 			}
@@ -36,24 +38,24 @@ func settings(c *Config) []Setting {
 	return all
 }
 
-func literal(v reflect.Value) string {
+func literal(v reflect.Value, show func(string) string) string {
 	if s, ok := v.Interface().(fmt.Stringer); ok {
 		return strconv.Quote(s.String())
 	}
 	switch v.Kind() {
 	case reflect.String:
-		return strconv.Quote(redacted(v.String()))
+		return strconv.Quote(show(v.String()))
 	case reflect.Slice:
 		var parts []string
 		for i := range v.Len() {
-			parts = append(parts, literal(v.Index(i)))
+			parts = append(parts, literal(v.Index(i), show))
 		}
 		return "[" + strings.Join(parts, ", ") + "]"
 	case reflect.Struct:
 		var parts []string
 		for i := range v.NumField() {
 			if !v.Field(i).IsZero() {
-				parts = append(parts, v.Type().Field(i).Tag.Get("toml")+" = "+literal(v.Field(i)))
+				parts = append(parts, v.Type().Field(i).Tag.Get("toml")+" = "+literal(v.Field(i), show))
 			}
 		}
 		return "{" + strings.Join(parts, ", ") + "}"
@@ -67,6 +69,37 @@ func redacted(s string) string {
 		return u.Redacted()
 	}
 	return s
+}
+
+// Document writes the settings that have an origin as a file that [Read] reads, each under a comment that says where it is from. Settings that have
+// none are left at their defaults.
+func (l *Loaded) Document(head string) ([]byte, error) {
+	if err := l.check(""); err != nil {
+		return nil, err
+	}
+	var b strings.Builder
+	b.WriteString(head)
+	table := ""
+	for _, s := range settings(&l.Config) {
+		o, ok := l.Origins[s.Key]
+		if !ok {
+			continue
+		}
+		section, key, _ := strings.Cut(s.Key, ".")
+		if section != table {
+			table = section
+			fmt.Fprintf(&b, "\n[%s]\n", section)
+		}
+		fmt.Fprintf(&b, "# %s\n%s = %s\n", o, key, s.whole)
+	}
+	back, err := Parse("what is to be written", []byte(b.String()))
+	if err != nil {
+		return nil, err
+	}
+	if !reflect.DeepEqual(back, l.Config) {
+		return nil, errors.New("the settings cannot be written as a file that says the same")
+	}
+	return []byte(b.String()), nil
 }
 
 // nearest returns the known key that a mistyped one most likely means, "" if none is near.

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	securejoin "github.com/cyphar/filepath-securejoin"
 )
 
 // updateConfFiles are read by the older update engine and its reboot manager; of a key that several files set, the first file counts.
@@ -53,37 +55,85 @@ var olderSettings = []older{
 	{"FLATCAR_RELEASE_VERSION", "", "the running version is VERSION_ID in host.os_release"},
 }
 
-// readUpdateConf takes over what the files of the older programs say. Without any of them it does nothing.
-func (l *Loaded) readUpdateConf(root string) error {
-	vars := map[string]olderValue{}
-	configured := false
-	for i, name := range updateConfFiles {
-		path := filepath.Join("/", root, name)
-		found, err := parseUpdateConf(path)
+// Older is what the older programs were told on a host.
+type Older struct {
+	vars  map[string]olderValue
+	files []File // in the order of who wins, the most important first
+}
+
+// ReadOlder reads files of KEY=value lines below root; of a key that several files set, the first file counts. A file that is not there is left out.
+func ReadOlder(root string, names ...string) (*Older, error) {
+	o := &Older{vars: map[string]olderValue{}}
+	for _, name := range names {
+		found, err := parseUpdateConf(root, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for key, v := range found {
-			if _, ok := vars[key]; !ok {
-				vars[key] = v
-			}
+			o.Add(key, v.value, v.at)
 		}
-		l.Files = append(l.Files, File{Path: path})
-		configured = configured || i < 2 // the release file alone says nothing of updates
+		o.files = append(o.files, File{Path: filepath.Join("/", root, name)})
 	}
-	if !configured {
-		return nil
+	return o, nil
+}
+
+// Add gives a key a value that it does not have yet.
+func (o *Older) Add(key, value string, at Origin) {
+	if _, ok := o.vars[key]; !ok {
+		o.vars[key] = olderValue{value, at}
 	}
+}
+
+// Forget takes a key away.
+func (o *Older) Forget(key string) { delete(o.vars, key) }
+
+// Over adds what other has and o has not.
+func (o *Older) Over(other *Older) *Older {
+	for key, v := range other.vars {
+		o.Add(key, v.value, v.at)
+	}
+	o.files = append(o.files, other.files...)
+	return o
+}
+
+// Value returns what a key was set to.
+func (o *Older) Value(key string) (value string, at Origin, ok bool) {
+	v, ok := o.vars[key]
+	return v.value, v.at, ok
+}
+
+// Files returns the files that were read, the most important first.
+func (o *Older) Files() []File { return o.files }
+
+// Loaded is the configuration that does here what the older programs did there. It is not checked.
+func (o *Older) Loaded(root string) *Loaded {
+	l := fresh()
+	l.Files = slices.Clone(o.files)
 	slices.Reverse(l.Files) // in the order of who wins
-	l.takeOver(vars)
+	l.takeOver(o.vars)
 	key := filepath.Join("/", root, flatcarKey)
 	if _, err := os.Stat(key); err == nil {
 		l.Update.Keys = append(slices.Clone(l.Update.Keys), key)
 		l.Origins["update.keys"] = Origin{File: key, From: "the older update engine's key is there"}
 	}
+	return l
+}
+
+// readUpdateConf takes over what the files of the older programs say. Without any of them it does nothing.
+func (l *Loaded) readUpdateConf(root string) error {
+	o, err := ReadOlder(root, updateConfFiles[:]...)
+	if err != nil {
+		return err
+	}
+	release := filepath.Join("/", root, updateConfFiles[2])
+	if !slices.ContainsFunc(o.files, func(f File) bool { return f.Path != release }) {
+		l.Files = append(l.Files, o.files...) // the release file alone says nothing of updates
+		return nil
+	}
+	*l = *o.Loaded(root)
 	return nil
 }
 
@@ -103,7 +153,11 @@ func (l *Loaded) takeOver(vars map[string]olderValue) {
 	}
 	if !set(&l.Update.Server, "update.server", "SERVER") {
 		l.Update.Server = flatcarServer
-		l.Origins["update.server"] = Origin{File: l.Files[len(l.Files)-1].Path, From: "no SERVER, so the older engine's default"}
+		at := Origin{From: "no SERVER, so the older engine's default"}
+		if n := len(l.Files); n > 0 {
+			at.File = l.Files[n-1].Path
+		}
+		l.Origins["update.server"] = at
 	}
 	set(&l.Update.Channel, "update.channel", "GROUP")
 	set(&l.Update.Board, "update.board", "FLATCAR_RELEASE_BOARD")
@@ -163,15 +217,21 @@ func (l *Loaded) takeOver(vars map[string]olderValue) {
 
 // parseUpdateConf reads KEY=value lines the way the older programs do: one pair of quotes around a value goes away, the last line
 // wins. Comments and empty lines are skipped; anything else is an error, because a setting that is not understood may be a policy.
-func parseUpdateConf(path string) (map[string]olderValue, error) {
-	info, err := os.Stat(path)
+func parseUpdateConf(root, name string) (map[string]olderValue, error) {
+	path := filepath.Join("/", root, name)
+	// A link in an image must not lead to this machine's files.
+	real, err := securejoin.SecureJoin(filepath.Join("/", root), name)
+	if err != nil {
+		return nil, fmt.Errorf("reading the older configuration: %w", err)
+	}
+	info, err := os.Stat(real)
 	if err != nil {
 		return nil, fmt.Errorf("reading the older configuration: %w", err)
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxFile {
 		return nil, fmt.Errorf("reading the older configuration: %s is not a file of at most %d bytes", path, maxFile)
 	}
-	data, err := os.ReadFile(path)
+	data, err := os.ReadFile(real)
 	if err != nil {
 		return nil, fmt.Errorf("reading the older configuration: %w", err)
 	}
