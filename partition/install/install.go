@@ -13,7 +13,7 @@
 //  2. The slot and the temporary files are written.
 //  3. The slot is flushed, read back past every cache, and its hash compared.
 //  4. Each file is put into its place, as package atomicfile does it.
-//  5. The post-install program runs. What it did to the slot's boot bits is undone.
+//  5. The post-install program runs. What it did to the slot's boot bits is undone, and the slot is read back again.
 //  6. The boot bits are set. Only a [Ready] can do it, and only Finish makes one.
 //
 // A file is named for its slot and is never that of the running slot: [FileName].
@@ -51,7 +51,8 @@ type Image struct {
 type Options struct {
 	Files map[string]File // by the name of their image
 	// PostInstall runs the new release's own program, with the slot complete and the files in their places. nil: there is none.
-	PostInstall func(ctx context.Context, s partition.Slot) error
+	// It says whether the program ran: then the slot is read back once more, because what root runs can write to it.
+	PostInstall func(ctx context.Context, s partition.Slot) (ran bool, err error)
 }
 
 // Install is an update of a slot under way.
@@ -60,7 +61,7 @@ type Install struct {
 	run    partition.Running
 	target *partition.Target
 	files  map[string]*atomicfile.Pending
-	post   func(context.Context, partition.Slot) error
+	post   func(context.Context, partition.Slot) (bool, error)
 }
 
 // FileName is the name of a slot's file: what comes after the last dash of the label, in small letters, after the prefix.
@@ -171,8 +172,14 @@ func (in *Install) Finish(ctx context.Context, slot Image, files map[string]Imag
 		}
 	}
 	if in.post != nil {
-		if err := in.post(ctx, v.Slot()); err != nil {
+		ran, err := in.post(ctx, v.Slot())
+		if err != nil {
 			return Ready{}, err
+		}
+		if ran {
+			if err := in.disk.Check(ctx, v.Slot().Label, slot.Size, slot.SHA256); err != nil {
+				return Ready{}, fmt.Errorf("after the post-install program: %w", err)
+			}
 		}
 		// Such programs set the boot bits themselves, for agents that leave that to them. Here nothing is bootable that Arm did not make so.
 		now, err := in.disk.Slot(v.Slot().Label)

@@ -28,6 +28,16 @@ func image(data []byte) install.Image {
 // disk has the slots A and B, of which B is one to go back to, and a third that is called like A.
 func disk(t *testing.T, labels ...string) (*partition.Disk, partition.Running) {
 	t.Helper()
+	d := partition.NewDisk(medium(t, labels...), partition.Options{})
+	run, err := d.RunningFromLabel(labels[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, run
+}
+
+func medium(t *testing.T, labels ...string) partition.Device {
+	t.Helper()
 	l := gptimage.Layout{Sector: 512, UUID: "22222222-2222-4222-8222-222222222222", Align: 512}
 	for i, label := range labels {
 		l.Parts = append(l.Parts, gptimage.Partition{
@@ -42,12 +52,7 @@ func disk(t *testing.T, labels ...string) (*partition.Disk, partition.Running) {
 	if err := errors.Join(l.Write(m), m.Flush()); err != nil {
 		t.Fatal(err)
 	}
-	d := partition.NewDisk(m, partition.Options{})
-	run, err := d.RunningFromLabel(labels[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d, run
+	return m
 }
 
 func slot(t *testing.T, d *partition.Disk, label string) partition.Slot {
@@ -60,7 +65,7 @@ func slot(t *testing.T, d *partition.Disk, label string) partition.Slot {
 }
 
 // update runs an update of USR-B as far as it goes.
-func update(t *testing.T, dir string, kernelImage install.Image, post func(context.Context, partition.Slot) error) (*partition.Disk, error) {
+func update(t *testing.T, dir string, kernelImage install.Image, post func(context.Context, partition.Slot) (bool, error)) (*partition.Disk, error) {
 	t.Helper()
 	d, run := disk(t, "USR-A", "USR-B")
 	in, err := install.Begin(d, run, "USR-B", install.Options{Files: map[string]install.File{"kernel": {Dir: atomicfile.OS(dir), Prefix: "vmlinuz-"}}, PostInstall: post})
@@ -106,11 +111,11 @@ func TestRefuses(t *testing.T) {
 	refused := errors.New("refused")
 	for name, tt := range map[string]struct {
 		kernel install.Image
-		post   func(context.Context, partition.Slot) error
+		post   func(context.Context, partition.Slot) (bool, error)
 		want   error
 	}{
 		"another kernel":             {image([]byte("something else entirely")), nil, atomicfile.ErrMismatch},
-		"a program that is not well": {image(kernel), func(context.Context, partition.Slot) error { return refused }, refused},
+		"a program that is not well": {image(kernel), func(context.Context, partition.Slot) (bool, error) { return true, refused }, refused},
 	} {
 		d, err := update(t, t.TempDir(), tt.kernel, tt.post)
 		if !errors.Is(err, tt.want) {
@@ -126,18 +131,48 @@ func TestRefuses(t *testing.T) {
 func TestPostInstall(t *testing.T) {
 	dir := t.TempDir()
 	ran := false
-	d, err := update(t, dir, image(kernel), func(_ context.Context, s partition.Slot) error {
+	d, err := update(t, dir, image(kernel), func(_ context.Context, s partition.Slot) (bool, error) {
 		ran = true
 		if got, err := os.ReadFile(filepath.Join(dir, "vmlinuz-b")); err != nil || !bytes.Equal(got, kernel) || s.Label != "USR-B" || s.Bootable() {
 			t.Errorf("it runs with %+v and the kernel %q, %v", s, got, err)
 		}
-		return nil
+		return true, nil
 	})
 	if err != nil || !ran {
 		t.Fatal(ran, err)
 	}
 	if s := slot(t, d, "USR-B"); s.Priority != 3 || s.Tries != 1 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// Root may write to the slot while the program runs, and does: then it is not what was signed any more. A program that did not run is not waited for.
+func TestPostInstallWritesToTheSlot(t *testing.T) {
+	for _, ran := range []bool{true, false} {
+		m := medium(t, "USR-A", "USR-B")
+		d := partition.NewDisk(m, partition.Options{})
+		run, err := d.RunningFromLabel("USR-A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		post := func(_ context.Context, s partition.Slot) (bool, error) {
+			_, err := m.WriteAt(make([]byte, 512), s.Start)
+			return ran, errors.Join(err, m.Flush())
+		}
+		in, err := install.Begin(d, run, "USR-B", install.Options{PostInstall: post})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Slot().WriteAt(release, 0); err != nil {
+			t.Fatal(err)
+		}
+		_, err = in.Finish(t.Context(), image(release), nil)
+		if errors.Is(err, partition.ErrMismatch) != ran {
+			t.Errorf("ran = %v: %v", ran, err)
+		}
+		if slot(t, d, "USR-B").Bootable() {
+			t.Error("the slot is bootable")
+		}
 	}
 }
 

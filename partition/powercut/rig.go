@@ -305,7 +305,7 @@ func (r *rig) install(run partition.Running) error {
 	err := r.do("begin", false, func() (err error) {
 		in, err = install.Begin(r.disk, run, slotB, install.Options{
 			Files:       map[string]install.File{"kernel": {Dir: boots, Prefix: "vmlinuz-"}},
-			PostInstall: func(context.Context, partition.Slot) error { return r.postInstall(boots) },
+			PostInstall: func(context.Context, partition.Slot) (bool, error) { return true, r.postInstall(boots) },
 		})
 		return err
 	})

@@ -117,11 +117,11 @@ func (in *installer) sources(p *payload.Payload, c contents, running partition.S
 }
 
 // postInstall is what runs the release's own program, nil if there is none.
-func (in *installer) postInstall(c contents, version string, meter *meter) func(context.Context, partition.Slot) error {
+func (in *installer) postInstall(c contents, version string, meter *meter) func(context.Context, partition.Slot) (bool, error) {
 	if c.post == "" {
 		return nil
 	}
-	return func(ctx context.Context, s partition.Slot) error {
+	return func(ctx context.Context, s partition.Slot) (bool, error) {
 		meter.step("running the post-install program of")
 		var args []string
 		for _, part := range []struct{ name, key string }{{kernelPart, "KERNEL"}, {policyPart, "PCR_POLICY"}} {
@@ -129,16 +129,16 @@ func (in *installer) postInstall(c contents, version string, meter *meter) func(
 				args = append(args, part.key+"="+path)
 			}
 		}
-		err := postinstall.Program{
+		ran, err := postinstall.Program{
 			Disk: in.path, Slot: s, Path: c.post, Args: args, Version: version, Missing: !c.must,
 			Mount: filepath.Join(in.conf.Paths.Run, "slot"), Output: filepath.Join(in.conf.Paths.State, "post-install.log"),
 			Timeout: time.Duration(in.conf.Slots.PostInstallTimeout), Log: in.log,
 		}.Run(ctx)
 		if err != nil && !c.must && ctx.Err() == nil {
 			in.log.Warn("the post-install program is optional, and the update goes on without it", "error", err)
-			return nil
+			return ran, nil
 		}
-		return err
+		return ran, err
 	}
 }
 

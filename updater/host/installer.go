@@ -381,7 +381,11 @@ func (in *installer) goBack(ctx context.Context, u updater.Update) error {
 			delete(files, part) // the release brought none
 		}
 	}
-	if err := in.guard.secrets(ctx, "arm", u.ToSlot, "VERSION="+u.Offer.Version, "KERNEL="+files[kernelPart], "PCR_POLICY="+files[policyPart]); err != nil {
+	env := []string{"KERNEL=" + files[kernelPart], "PCR_POLICY=" + files[policyPart]}
+	if _, err := omaha.CompareVersions(u.Offer.Version, u.Offer.Version); err == nil { // what is on a slot that this host never wrote is not known
+		env = append(env, "VERSION="+u.Offer.Version)
+	}
+	if err := in.guard.secrets(ctx, "arm", u.ToSlot, env...); err != nil {
 		return err
 	}
 	d, err := in.open(false)

@@ -176,3 +176,25 @@ func TestPostInstallRefuses(t *testing.T) {
 		t.Errorf("booted %s from %s", version, slot)
 	}
 }
+
+// A program that root runs can write to the slot that it came from, past the read-only mount. The slot is read back after it, and is not armed.
+func TestPostInstallSpoilsTheSlot(t *testing.T) {
+	if _, err := exec.LookPath("sgdisk"); err != nil {
+		t.Skip("sgdisk (gdisk) is not installed")
+	}
+	r := newRig(t)
+	script := `set -e
+first=$(sgdisk -i 3 "$FLIPSIDE_DISK" | sed -n 's/^First sector: \([0-9]*\).*/\1/p')
+printf spoilt | dd of="$FLIPSIDE_DISK" bs=1 seek=$((first * 512 + 4096)) conv=notrunc 2>/dev/null
+`
+	r.publish("2.0.0", r.bundle(r.ext4("2.0.0", script), nil))
+	slot, _ := r.boot()
+	st, _ := r.run(slot, func(st updater.Status) bool { return st.LastError != "" && settled(st) })
+	r.skipWithoutLoop(st)
+	if !strings.Contains(st.LastError, "after the post-install program") || !strings.Contains(st.LastError, "SHA-256") {
+		t.Errorf("it says %s", st.LastError)
+	}
+	if s := r.slot("USR-B"); s.Bootable() {
+		t.Errorf("USR-B is bootable: %+v", s)
+	}
+}

@@ -24,10 +24,8 @@ func mountSlot(disk string, s partition.Slot, dir string) (device string, unmoun
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fail(err)
 	}
-	for mountedOn(dir) {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			return fail(fmt.Errorf("something is mounted on %s already: %w", dir, err))
-		}
+	if err := unmountAll(dir); err != nil {
+		return fail(err)
 	}
 	back, err := os.Open(disk)
 	if err != nil {
@@ -52,6 +50,19 @@ func mountSlot(disk string, s partition.Slot, dir string) (device string, unmoun
 		}
 		return nil
 	}, nil
+}
+
+// unmountAll unmounts whatever is mounted on a directory. The kernel is asked, by whatever name the directory goes: it says EINVAL when nothing is.
+func unmountAll(dir string) error {
+	for {
+		err := unix.Unmount(dir, unix.MNT_DETACH)
+		if errors.Is(err, unix.EINVAL) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("unmounting what an earlier run left on %s: %w", dir, err)
+		}
+	}
 }
 
 // attach makes a read-only loop device of the slot's bytes.

@@ -11,7 +11,6 @@
 package postinstall
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -27,6 +26,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/partition"
 )
@@ -61,10 +62,11 @@ type Program struct {
 // proxies are the variables of the daemon that the program gets, too.
 var proxies = []string{"ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "all_proxy", "http_proxy", "https_proxy", "no_proxy"}
 
-// Run mounts the slot, runs the program, and unmounts. It needs the rights of root.
-func (p Program) Run(ctx context.Context) (err error) {
-	fail := func(err error) error {
-		return fmt.Errorf("post-install program %q of slot %s: %w", p.Path, p.Slot.Label, err)
+// Run mounts the slot, runs the program, and unmounts. It needs the rights of root. Once ran is true the program may have changed whatever root can:
+// the mount is read-only, the device that it is told of is not. What it wrote is on its way to the disk by then, past the caches of all devices.
+func (p Program) Run(ctx context.Context) (ran bool, err error) {
+	fail := func(err error) (bool, error) {
+		return ran, fmt.Errorf("post-install program %q of slot %s: %w", p.Path, p.Slot.Label, err)
 	}
 	if !filepath.IsLocal(p.Path) {
 		return fail(errors.New("not a path inside the slot"))
@@ -75,7 +77,7 @@ func (p Program) Run(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if e := unmount(); e != nil && err == nil {
-			err = fail(e)
+			_, err = fail(e)
 		}
 	}()
 	// Symbolic links that lead out of the image would run something that nobody signed.
@@ -87,7 +89,7 @@ func (p Program) Run(ctx context.Context) (err error) {
 	info, err := root.Stat(p.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && p.Missing:
-		return nil
+		return false, nil
 	case err != nil:
 		return fail(err)
 	case !info.Mode().IsRegular() || info.Mode()&0o111 == 0:
@@ -96,10 +98,13 @@ func (p Program) Run(ctx context.Context) (err error) {
 	if link := filepath.Join("/dev/disk/by-partuuid", p.Slot.UUID.String()); exists(link) {
 		device = link
 	}
-	if err := p.run(ctx, device); err != nil {
+	ran = true
+	err = p.run(ctx, device)
+	unix.Sync() // a partition has a cache of its own, beside that of its disk
+	if err != nil {
 		return fail(err)
 	}
-	return nil
+	return true, nil
 }
 
 func exists(path string) bool {
@@ -262,19 +267,4 @@ func detect(r io.ReaderAt, off int64) (name, data string, err error) {
 		}
 	}
 	return "", "", errors.New("the slot holds no file system that can be mounted (ext4, squashfs, erofs, btrfs, xfs)")
-}
-
-// mountedOn reports whether something is mounted on a directory.
-func mountedOn(dir string) bool {
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return false
-	}
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) >= 5 && f[4] == dir {
-			return true
-		}
-	}
-	return false
 }
