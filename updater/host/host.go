@@ -68,12 +68,17 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 		return nil, nil, nil, errors.Join(err, closer())
 	}
 	guard.machineID = machineID
-	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version, guard: guard}
+	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version, guard: guard, deadman: newDeadman(c, bootID, version)}
 	if err := in.locate(os.DirFS("/")); err != nil {
 		return nil, nil, nil, errors.Join(err, closer())
 	}
-	if facts, err := in.Facts(context.Background()); err == nil && facts.Slots[facts.Running].Successful {
-		guard.raise(context.Background(), facts.Running, version) // what power or a missing TPM kept from being done after the last confirmation
+	if facts, err := in.Facts(context.Background()); err == nil {
+		if err := in.deadman.start(state, facts); err != nil {
+			log.Warn(err.Error())
+		}
+		if facts.Slots[facts.Running].Successful {
+			guard.raise(context.Background(), facts.Running, version) // what power or a missing TPM kept from being done after the last confirmation
+		}
 	}
 	goal := &target{channel: c.Update.Channel, pin: c.Update.Pin}
 	e := &updater.Engine{

@@ -36,6 +36,7 @@ type installer struct {
 	bootID  string
 	version string
 	guard   *guard
+	deadman deadman
 
 	addresses addresses
 
@@ -341,6 +342,9 @@ func (in *installer) forget() {
 
 func (in *installer) Arm(ctx context.Context, u updater.Update) error {
 	defer in.forget()
+	if err := in.deadman.set(u.Offer.Version); err != nil {
+		in.log.Warn("a release on which flipsided does not run would not be gone back from by itself", "error", err)
+	}
 	if u.Rollback != "" {
 		return in.goBack(ctx, u)
 	}
@@ -407,7 +411,11 @@ func (in *installer) Disarm(ctx context.Context, slot string) error {
 		return err
 	}
 	defer d.Close()
-	return d.MarkBad(slot)
+	if err := d.MarkBad(slot); err != nil {
+		return err
+	}
+	in.withoutDeadman()
+	return nil
 }
 
 func (in *installer) Confirm(ctx context.Context) error {
@@ -423,8 +431,16 @@ func (in *installer) Confirm(ctx context.Context) error {
 	if err := d.MarkSuccessful(run); err != nil {
 		return err
 	}
+	in.withoutDeadman()
 	in.guard.confirmed(ctx, run.Slot().Label, in.version)
 	return nil
+}
+
+// withoutDeadman is called when no slot is on trial any more. The note that could not be taken away is taken away at the next start.
+func (in *installer) withoutDeadman() {
+	if err := in.deadman.clear(); err != nil {
+		in.log.Warn(err.Error())
+	}
 }
 
 // meter turns progress into rates, and passes on no more than anyone can read.
