@@ -69,6 +69,51 @@ func TestGoBack(t *testing.T) {
 	}
 }
 
+// TestStay: a rollback that is given up leaves the disk as good as it was: the running slot boots next, the other is what it falls back to.
+func TestStay(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		a, b         string // A runs
+		tries        int
+		want         error
+		wantA, wantB string
+	}{
+		{name: "put back", a: "P2 T0 S1", b: "P3 T1 S0", tries: 1, wantA: "P4 T0 S1", wantB: "P3 T0 S1"},
+		{name: "no priority above", a: "P14 T0 S1", b: "P15 T3 S0", tries: 3, wantA: "P2 T0 S1", wantB: "P1 T0 S1"},
+		{name: "put back already", a: "P4 T0 S1", b: "P3 T0 S1", tries: 1, wantA: "P4 T0 S1", wantB: "P3 T0 S1"},
+		{name: "never begun, and first", a: "P2 T0 S1", b: "P3 T0 S1", tries: 1, wantA: "P4 T0 S1", wantB: "P3 T0 S1"},
+		{name: "a try is spent", a: "P2 T0 S1", b: "P3 T1 S0", tries: 2, want: partition.ErrNotProven},
+		{name: "its tries are spent", a: "P2 T0 S1", b: "P3 T0 S0", tries: 1, want: partition.ErrNotProven},
+		{name: "unbootable", a: "P2 T0 S1", b: "P0 T0 S0", tries: 0, want: partition.ErrNotProven},
+		{name: "the running slot is on trial", a: "P2 T0 S0", b: "P3 T1 S0", tries: 1, want: partition.ErrNotProven},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := memory(t, layout(512, attributes(tt.a), attributes(tt.b)))
+			d := open(m)
+			before := bytes.Clone(m.Bytes())
+			err := d.Stay(running(t, d, "USR-A"), "USR-B", tt.tries)
+			if tt.want != nil {
+				if !errors.Is(err, tt.want) {
+					t.Errorf("got %v, want %v", err, tt.want)
+				}
+				if !bytes.Equal(before, m.Bytes()) {
+					t.Error("it was refused, and the disk was written")
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, backup := range []bool{false, true} {
+				a, b := words(m, backup)
+				if a != attributes(tt.wantA) || b != attributes(tt.wantB) {
+					t.Errorf("backup %v: A %#x, B %#x, want %s and %s", backup, a, b, tt.wantA, tt.wantB)
+				}
+			}
+		})
+	}
+}
+
 var errAny = errors.New("any error")
 
 // TestGoBackWrites: going back is written as every other change is: entries before the header that vouches for them, primary before backup,

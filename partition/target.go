@@ -417,6 +417,60 @@ func (d *Disk) GoBack(r Running, label string, tries int) error {
 	return nil
 }
 
+// Stay undoes GoBack before the other slot was booted: the running slot boots next again, and the other is what it falls back to, as it was
+// before. The caller knows that it was GoBack, and not Activate, that put the slot first, and with how many tries. A slot that has lost a
+// try since may be one that did not come up: ErrNotProven, and nothing is written.
+func (d *Disk) Stay(r Running, label string, tries int) error {
+	fail := func(err error) error {
+		return fmt.Errorf("staying on slot %q instead of going back to %q: %w", r.slot.Label, label, err)
+	}
+	if label == r.slot.Label {
+		return fail(ErrRunning)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.edit(func(t *table, slots []Slot) error {
+		run, err := d.checkRunning(r, slots)
+		if err != nil {
+			return err
+		}
+		if !run.Successful || run.Priority == 0 {
+			return fmt.Errorf("%w: %s", ErrNotProven, run.Label)
+		}
+		now, err := find(slots, label)
+		if err != nil {
+			return err
+		}
+		if err := t.checkSlot(now); err != nil {
+			return err
+		}
+		switch {
+		case now.Successful && now.Priority > 0: // done already, or never begun
+		case now.Priority == 0 || int(now.Tries) != tries:
+			return fmt.Errorf("%w: %s has priority %d and %d tries of %d, so it may have been booted since", ErrNotProven, now.Label, now.Priority, now.Tries, tries)
+		}
+		if next, ok := Next(slots); ok && next.Index == run.Index && now.Successful {
+			return nil
+		}
+		if err := raise(slots, run.Index, 0); err != nil {
+			return err
+		}
+		for i := range slots {
+			switch slots[i].Index {
+			case run.Index:
+				slots[i].Successful = true
+			case now.Index:
+				slots[i].Tries, slots[i].Successful = 0, true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
 // renumber gives all slots but one the lowest priorities that keep their order, and returns the highest.
 func renumber(slots []Slot, but int) uint8 {
 	var used, to [maxPriority + 1]uint8

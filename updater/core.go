@@ -318,6 +318,12 @@ func (s *steps) start(f Facts) {
 		s.forget()
 	case st.Phase == Applying && u.Rollback != "":
 		s.begin(Arm{})
+	case u.Rollback != "" && s.slot(u.ToSlot).Successful:
+		// Power was lost between undoing the rollback and saving that.
+		if st.Phase == Rebooting {
+			s.giveBack("the host does not go back")
+		}
+		s.stay()
 	case st.Phase == Applying:
 		// Resume, but ask the server first: the offer may be gone.
 		s.note(UpdateResumed, "the update to %s was interrupted and goes on", u.Offer.Version)
@@ -638,6 +644,12 @@ func (s *steps) rebootGates(ev GatesAnswered) {
 	u := st.Update
 	if ev.Halted != "" {
 		// The release is bad for the cluster. It must not come up here either, not even after a power cut.
+		if u.Rollback != "" {
+			s.warn(Halted, "release %s is halted: %s; the host does not go back to it", u.Offer.Version, ev.Halted)
+			s.giveBack("halted: " + ev.Halted)
+			s.stay()
+			return
+		}
 		s.warn(Halted, "release %s is halted: %s; slot %s is made unbootable again", u.Offer.Version, ev.Halted, u.ToSlot)
 		s.do(Disarm{u.ToSlot})
 		s.setSlot(u.ToSlot, SlotFacts{})
@@ -759,6 +771,10 @@ func (s *steps) fellBack(reason string) {
 	}
 	st.LastUpdate = &Done{From: u.FromVer, To: u.Offer.Version, At: s.now, Reason: reason}
 	st.Verdict = &Verdict{Version: u.Offer.Version, Reason: reason}
+	if u.Rollback != "" {
+		// One host that cannot go back says nothing about a release that the others run: it must not spend their failure budget.
+		st.Verdict.Cancelled, st.Verdict.Reason = true, "going back failed: "+reason
+	}
 	s.report(omaha.Failed(omaha.CodeRollback))
 	st.Update = nil
 	s.enter(Idle)

@@ -246,6 +246,8 @@ func effectText(c *Core, e Effect) string {
 		return "leave the queue: " + e.Reason
 	case Disarm:
 		return "disarm " + e.Slot
+	case Stay:
+		return "stay, and keep " + e.Slot
 	}
 	return strings.ToLower(strings.TrimPrefix(fmt.Sprintf("%T", e), "updater."))
 }

@@ -187,6 +187,9 @@ func (w *world) do(e Effect) {
 		say(ArmedNow{})
 	case Disarm:
 		w.slots[e.Slot].SlotFacts = SlotFacts{}
+	case Stay:
+		w.slots[e.Slot].SlotFacts = SlotFacts{Priority: 1, Successful: true}
+		w.slots[w.running].Priority = 2
 	case Reboot:
 		if w.core.State.Phase == Rebooting && !w.holding {
 			w.t.Fatal("rebooted without holding the semaphore")

@@ -34,6 +34,8 @@ type Installer interface {
 	Arm(ctx context.Context, u Update) error
 	// Disarm makes a slot that is not running, or whose trial failed, unbootable.
 	Disarm(ctx context.Context, slot string) error
+	// Stay undoes the Arm of a rollback: the slot is again what the running one falls back to.
+	Stay(ctx context.Context, slot string) error
 	// Confirm marks the running slot successful.
 	Confirm(ctx context.Context) error
 	// Slots describes all slots.
@@ -251,6 +253,10 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 		case Disarm:
 			if err := e.Installer.Disarm(ctx, ef.Slot); err != nil {
 				e.tell(SlotTrouble, "slot %s could not be made unbootable: %v", ef.Slot, err)
+			}
+		case Stay:
+			if err := e.Installer.Stay(ctx, ef.Slot); err != nil {
+				e.tell(SlotTrouble, "slot %s still boots next: %v", ef.Slot, err)
 			}
 		case Reboot:
 			o := omaha.Offer{}

@@ -111,7 +111,7 @@ const (
 	BeforeReboot   Stage = "reboot"
 )
 
-// An Effect is something that [Core.Step] wants done. Effects of one step are carried out in order; Save and Disarm finish before
+// An Effect is something that [Core.Step] wants done. Effects of one step are carried out in order; Save, Disarm and Stay finish before
 // the next one begins, the others report back with an event.
 type Effect interface{ effect() }
 
@@ -132,6 +132,8 @@ type (
 	Arm struct{}
 	// Disarm takes the slot's bits away: it will not boot.
 	Disarm struct{ Slot string }
+	// Stay undoes the Arm of a rollback: the running slot boots next, and the other keeps the release that was good before.
+	Stay struct{ Slot string }
 	// Reboot asks for the reboot.
 	Reboot struct{ Reason string }
 	// Health runs the health checks of this boot.
@@ -162,6 +164,7 @@ func (AskGates) effect()    {}
 func (Apply) effect()       {}
 func (Arm) effect()         {}
 func (Disarm) effect()      {}
+func (Stay) effect()        {}
 func (Reboot) effect()      {}
 func (Health) effect()      {}
 func (Confirm) effect()     {}

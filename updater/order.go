@@ -84,15 +84,29 @@ func (c *Core) Refuses(ev Event) error {
 func (s *steps) cancelled(why string) {
 	st := &s.c.State
 	u := st.Update
+	if u.Rollback != "" {
+		s.note(Ordered, "the way back to release %s is given up: %s; %s stays what the host falls back to", u.Offer.Version, why, u.ToSlot)
+		s.do(LeaveQueue{why})
+		s.stay()
+		return
+	}
 	s.note(Ordered, "release %s is given up: %s; slot %s is made unbootable", u.Offer.Version, why, u.ToSlot)
 	s.do(LeaveQueue{why})
 	s.do(Disarm{u.ToSlot})
 	s.setSlot(u.ToSlot, SlotFacts{})
 	st.LastUpdate = &Done{From: u.FromVer, To: u.Offer.Version, At: s.now, Reason: why}
 	st.LastAnswer = fmt.Sprintf("release %s, which was given up", u.Offer.Version)
-	if u.Rollback == "" {
-		s.report(omaha.Failed(codeIgnoredPerPolicy))
-	}
+	s.report(omaha.Failed(codeIgnoredPerPolicy))
+	s.forget()
+}
+
+// stay ends a rollback that was armed and will not be booted: the host stays on its release, which therefore was not taken back.
+func (s *steps) stay() {
+	st := &s.c.State
+	u := st.Update
+	s.do(Stay{u.ToSlot})
+	s.setSlot(u.ToSlot, SlotFacts{Priority: 1, Successful: true})
+	delete(st.Failures, u.FromVer)
 	s.forget()
 }
 

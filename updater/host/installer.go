@@ -418,6 +418,25 @@ func (in *installer) Disarm(ctx context.Context, slot string) error {
 	return nil
 }
 
+// Stay keeps the slot that a rollback would have booted as what it was before: good, and what the running one falls back to. One that may
+// have been booted since, and is not known to have come up, is made unbootable.
+func (in *installer) Stay(ctx context.Context, slot string) error {
+	in.guard.disarmed(ctx, slot)
+	d, err := in.open(false)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	run, err := in.proof(d)
+	if err != nil {
+		return err
+	}
+	if err := d.Stay(run, slot, int(in.conf.Slots.Tries)); !errors.Is(err, partition.ErrNotProven) {
+		return err
+	}
+	return d.MarkBad(slot)
+}
+
 func (in *installer) Confirm(ctx context.Context) error {
 	d, err := in.open(false)
 	if err != nil {
