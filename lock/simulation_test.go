@@ -3,6 +3,7 @@ package lock_test
 import (
 	"container/heap"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -70,6 +71,7 @@ type simHost struct {
 	begun  time.Time
 	buried bool
 	asks   int
+	trail  []lock.Entry
 }
 
 // simStore is the memory as one host sees it: it can be away, and what a commit hands over wakes the hosts that are served.
@@ -101,6 +103,12 @@ func (s simStore) Commit(ctx context.Context, group, host string, limit int, v l
 		err = fmt.Errorf("%w: the answer was lost", lock.ErrUnavailable)
 	}
 	if rev > 0 {
+		for _, data := range c.Audit {
+			var e lock.Entry
+			if json.Unmarshal(data, &e) == nil && s.w.byName[e.Host] != nil {
+				s.w.byName[e.Host].trail = append(s.w.byName[e.Host].trail, e)
+			}
+		}
 		for _, name := range c.Remove {
 			if h := s.w.byName[name]; h != nil && h.state == "waiting" {
 				s.w.in(time.Second, h.ask)
@@ -349,6 +357,9 @@ func TestSimulationFinishes(t *testing.T) {
 			}
 			if late, host := overtaken(w.hosts); late > 30*time.Minute {
 				t.Errorf("%s was overtaken for %s by hosts of its zone that came after it", host, late)
+				for _, e := range w.byName[host].trail {
+					t.Logf("%s %s %s", e.Time.Format(time.TimeOnly), e.What, e.Why)
+				}
 			}
 			begin := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
 			t.Logf("%d hosts: %v, at most %d down, %.2f requests a host, finished after %s, longest wait %s", hosts, counts, w.most,
