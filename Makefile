@@ -72,7 +72,7 @@ bench-delta: toolchain ## sizes and times of deltas and full payloads, against t
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -run TestBenchDelta -v ./payload/build
 
 simulate: toolchain ## 10 000 simulated hosts under the real decision code of the semaphore, and 1 000 real clients on one etcd
-	FLIPSIDE_LONG=1 FLIPSIDE_SEED=$(or $(SEED),3) $(GO) test -count=1 -timeout 30m -run Simulation -v ./lock
+	FLIPSIDE_LONG=1 FLIPSIDE_SEED=$(SEED) $(GO) test -count=1 -timeout 30m -run Simulation -v ./lock
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 10m -run ThousandClients -v ./lock/etcd
 
 cluster: toolchain ## the semaphore on a real etcd of three members that are killed, stopped and cut off one by one

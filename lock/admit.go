@@ -10,8 +10,11 @@ import (
 const (
 	// askAgain is how often a host that waits says so, though nothing has changed.
 	askAgain = 5 * time.Minute
-	// forgotten is how long the place of a host that does not say so is kept. A slot that nobody comes for costs the others time.
-	forgotten = 30 * time.Minute
+	// silent is how long a host that does not say so is still served. After that it is passed over until it asks again: a slot that nobody
+	// comes for costs the others time. It keeps its place, because it may be the store that was away.
+	silent = 30 * time.Minute
+	// forgotten is how long the place of a silent host is kept.
+	forgotten = 24 * time.Hour
 )
 
 // order sorts waiters as they are served: by class, then by arrival.
@@ -38,9 +41,11 @@ func (s *step) admit(queue []Waiter) (left bool) {
 			s.remove = append(s.remove, w.Host)
 			continue
 		}
-		if !w.Asked.IsZero() && s.now.Sub(w.Asked) > forgotten {
-			s.remove = append(s.remove, w.Host)
-			s.log("left the queue", w.Host, w.To, w.From, fmt.Sprintf("has not asked for %s", s.now.Sub(w.Asked).Round(time.Minute)))
+		if quiet := s.now.Sub(w.Asked); !w.Asked.IsZero() && quiet > silent {
+			if quiet > forgotten {
+				s.remove = append(s.remove, w.Host)
+				s.log("left the queue", w.Host, w.To, w.From, fmt.Sprintf("has not asked for %s", quiet.Round(time.Minute)))
+			}
 			continue
 		}
 		if _, halted := s.Halts[w.To]; halted || s.zoneFull(w.Zone) {

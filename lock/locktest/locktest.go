@@ -63,6 +63,7 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		{"budget of two, and successes in between", budgetOfTwo},
 		{"late is suspect", late},
 		{"a slot that nobody uses is taken back", takenBack},
+		{"who is silent is passed over and keeps its place", passedOver},
 		{"who does not ask any more leaves the queue", leavesTheQueue},
 		{"pause", pause},
 		{"zones", zones},
@@ -382,20 +383,34 @@ func takenBack(e env) {
 	}
 }
 
-func leavesTheQueue(e env) {
+// silence lets time go by in which only b goes on asking.
+func silence(e env, d time.Duration) {
 	e.policy(func(p *lock.Policy) { p.BootDeadline = 0 })
 	e.granted("a")
 	e.must(e.k.Mark(e.ctx, e.group, "a", lock.Mark{Phase: lock.Rebooting}))
-	e.waits("gone", 1)
+	e.waits("silent", 1)
 	e.waits("b", 2)
-	for range 4 {
-		e.clock.advance(10 * time.Minute)
-		e.waits("b", 2)
-	}
+	e.clock.advance(d)
+	e.waits("b", 2)
 	e.release("a", lock.Healthy)
 	if hs := e.holders(); !slices.Equal(hs, []string{"b"}) {
 		e.Errorf("holders %v, want b", hs)
 	}
+}
+
+// A store that was away for a while made everybody silent: nobody may lose a place in the queue by that.
+func passedOver(e env) {
+	silence(e, 40*time.Minute)
+	e.waits("c", 2)
+	e.waits("silent", 1)
+	e.release("b", lock.Healthy)
+	if hs := e.holders(); !slices.Equal(hs, []string{"silent"}) {
+		e.Errorf("holders %v, want the one that came before c", hs)
+	}
+}
+
+func leavesTheQueue(e env) {
+	silence(e, 25*time.Hour)
 	if q := e.state().Queue; len(q) != 0 {
 		e.Errorf("queue %+v", q)
 	}
