@@ -57,6 +57,11 @@ type Server struct {
 	loaded  time.Time
 	catalog atomic.Pointer[catalog]
 
+	written struct {
+		sync.Mutex
+		answers map[current][]byte
+	}
+
 	mu       sync.Mutex // everything below: one request is decided at a time
 	hosts    map[string]*Host
 	rollouts map[string]*rollout // by channel
@@ -85,6 +90,7 @@ func New(dir string, opt Options) (*Server, error) {
 		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now, Who: "server", Verify: opt.Verify}, reboots: &reboots{ask: opt.Reboots},
 		hosts: make(map[string]*Host), rollouts: make(map[string]*rollout), canaries: make(map[string]canary),
 	}
+	s.written.answers = make(map[current][]byte)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
