@@ -10,6 +10,9 @@ import (
 // ErrNoBoot means that the boot loader finds nothing to boot and stops.
 var ErrNoBoot = errors.New("the boot loader finds no slot to boot")
 
+// ErrElsewhere means that the boot bits are not in the partition table, and that a boot loader chooses which goes by something else.
+var ErrElsewhere = errors.New("the boot bits are not in the partition table")
+
 // Firmware is a way in which a table is read before a slot is chosen.
 type Firmware int
 
@@ -45,6 +48,9 @@ func Next(slots []Slot) (Slot, bool) {
 // loaded. Without a try to spend GRUB writes nothing, also not to repair a bad copy; with one it writes both copies, in its own order
 // and without a flush between them. UEFI repairs first. The slot is returned as it is after the try was spent.
 func (d *Disk) Boot(f Firmware) (slot Slot, wrote bool, err error) {
+	if d.opt.Bits != nil {
+		return Slot{}, false, fmt.Errorf("booting: %w", ErrElsewhere)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	ts := readTables(d.dev)

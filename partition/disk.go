@@ -46,6 +46,19 @@ type Options struct {
 	SectorSize int  // 0: asked from the device, or seen on the image
 	ReadOnly   bool // changes are errors
 	TypeGUID   uuid.UUID
+	Bits       Bits // where the boot bits are kept; nil: in the partition table
+}
+
+// Bits are the boot bits of slots, where they are not kept in the partition table: it then says only where a slot is. Package bls has those of
+// systemd-boot. The Disk calls one method at a time, and those that write only under its lock.
+type Bits interface {
+	// Settle makes durable what a process that was killed may have written and not flushed.
+	Settle() error
+	// Read sets Priority, Tries and Successful of slots, from whatever they were.
+	Read(slots []Slot) error
+	// Write makes the bits those of now, durably. was is what Read said, of the same slots in the same order. Whenever it is cut off, each slot
+	// has its bits of was or of now, or can be booted less than either says; those that lose priority are changed first.
+	Write(was, now []Slot) error
 }
 
 // same reports whether both are the same partition at the same place. Boot bits may differ.
@@ -91,7 +104,19 @@ func (d *Disk) Slots() ([]Slot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.slotsOf(t), nil
+	return d.slots(t)
+}
+
+// slots are those of a table, with their boot bits.
+func (d *Disk) slots(t *table) ([]Slot, error) {
+	slots := d.slotsOf(t)
+	if d.opt.Bits == nil {
+		return slots, nil
+	}
+	if err := d.opt.Bits.Read(slots); err != nil {
+		return nil, fmt.Errorf("reading the boot bits: %w", err)
+	}
+	return slots, nil
 }
 
 // Slot returns the slot with a label, of which there must be exactly one.

@@ -25,6 +25,12 @@
 //     has written and not flushed must not be built upon.
 //  6. After a flush that failed nothing is written or flushed through the same Disk: the kernel may have called pages clean that it could not write.
 //
+// # Where the boot bits are
+//
+// They are in the partition table, for GRUB with gptprio and for cmd/flipside-init. For systemd-boot they are in boot entries with counters: a [Bits] in
+// [Options] says so, and package bls is one. The table is then read only for the places of slots. What is proven before a change, and what a change
+// does to the bits, is the same code; a Bits reads them and makes them durable, under the same lock. Package bitstest is the conformance suite of both.
+//
 // Only attribute bits of slots and the checksums change. Everything else of the table, what no standard knows included, stays as it is, byte for
 // byte, and only the sectors that change are written.
 //
@@ -37,7 +43,7 @@
 //
 // # What boots
 //
-// [Next] and [Disk.Boot] are the boot loader's rule; package bootsim tells it. Package powercut enumerates what a power cut may leave of whole
+// [Next] and [Disk.Boot] are the boot loader's rule; package bootsim tells it, and that of systemd-boot. Package powercut enumerates what a power cut may leave of whole
 // updates. Package install is an update of a slot with its kernel and post-install program as one transaction, and atomicfile replaces the files
 // that belong to it. Package mounted finds the running slot, gptimage makes images, devicetest has devices for tests.
 package partition

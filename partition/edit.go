@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // edit changes attribute bits in one rewrite of both copies, under the lock of the whole disk. The table is read again under the lock.
@@ -15,9 +16,16 @@ func (d *Disk) edit(change func(*table, []Slot) error) error {
 	}
 	defer unlock()
 	good := ts.primary
-	slots := d.slotsOf(good)
+	slots, err := d.slots(good)
+	if err != nil {
+		return err
+	}
+	was := slices.Clone(slots)
 	if err := change(good, slots); err != nil {
 		return err
+	}
+	if d.opt.Bits != nil {
+		return d.writeBits(was, slots)
 	}
 	array := bytes.Clone(good.array)
 	for _, s := range slots {
@@ -41,6 +49,21 @@ func (d *Disk) edit(change func(*table, []Slot) error) error {
 	return nil
 }
 
+// writeBits changes boot bits that are not in the table.
+func (d *Disk) writeBits(was, now []Slot) error {
+	if d.failed != nil {
+		return d.failed
+	}
+	if slices.Equal(was, now) {
+		return nil
+	}
+	if err := d.opt.Bits.Write(was, now); err != nil {
+		d.failed = fmt.Errorf("writing the boot bits failed, and what they are is not known until the disk is opened again: %w", err)
+		return d.failed
+	}
+	return nil
+}
+
 // begin locks the disk, makes sure that what is read is also what a power cut leaves, and returns a table of two good copies, repaired
 // if it was not one.
 func (d *Disk) begin() (unlock func(), ts tables, repaired string, err error) {
@@ -59,6 +82,12 @@ func (d *Disk) begin() (unlock func(), ts tables, repaired string, err error) {
 	// changed, would be to trust what the next power cut takes back.
 	if err := d.flush(); err != nil {
 		return fail(err)
+	}
+	if d.opt.Bits != nil {
+		if err := d.opt.Bits.Settle(); err != nil {
+			d.failed = fmt.Errorf("flushing the boot bits failed, and what they are is not known until the disk is opened again: %w", err)
+			return fail(d.failed)
+		}
 	}
 	ts = readTables(d.dev)
 	good, err := ts.truth()

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -20,6 +19,7 @@ import (
 	"github.com/flipside-linux/flipside/partition/mounted"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/host"
 )
 
 // slotsFlags say which disk a slots command works on, and how sure the caller is.
@@ -70,10 +70,6 @@ func (s *slotsFlags) open(readOnly bool) (*partition.Disk, string, error) {
 		}
 		c = config.Default()
 	}
-	typ, err := uuid.Parse(c.Slots.Type)
-	if err != nil {
-		return nil, "", fmt.Errorf("slots.type %q: %w", c.Slots.Type, err)
-	}
 	disk, running := cmp.Or(s.disk, c.Slots.Disk), cmp.Or(s.running, c.Slots.Running)
 	if disk == c.Slots.Disk {
 		// Whoever may not read the state sees the table without versions.
@@ -94,11 +90,18 @@ func (s *slotsFlags) open(readOnly bool) (*partition.Disk, string, error) {
 			disk = usr.Disk
 		}
 	}
-	d, err := partition.OpenDisk(disk, partition.Options{ReadOnly: readOnly, TypeGUID: typ})
+	if s.disk != "" && s.disk != c.Slots.Disk && disk != usr.Disk {
+		c.Boot = config.Default().Boot // this host's boot entries say nothing about an image
+	}
+	d, err := host.OpenDisk(c, disk, readOnly)
 	if err != nil {
 		return nil, "", diskHint(err)
 	}
 	slots, err := d.Slots()
+	if err != nil && !errors.Is(err, partition.ErrTable) {
+		d.Close()
+		return nil, "", withExit(exitVerify, fmt.Errorf("disk %s: %w", disk, err))
+	}
 	if err != nil {
 		table := d.Table()
 		d.Close()

@@ -68,6 +68,21 @@ func (d OS) Remove(name string) error {
 	return os.Remove(path)
 }
 
+// List returns the names of all regular files, in order.
+func (d OS) List() ([]string, error) {
+	entries, err := os.ReadDir(string(d))
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
 // Sync flushes the directory.
 func (d OS) Sync() error {
 	f, err := os.Open(string(d))

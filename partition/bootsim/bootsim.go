@@ -6,6 +6,8 @@
 //
 // What is chosen among the slots is the same everywhere; which tables can be read is not. Firmware says how: [partition.GRUB] is GRUB alone
 // under a BIOS, [partition.UEFI] any firmware that repairs tables before a boot loader runs.
+//
+// [SystemdBoot] is the same for systemd-boot, which goes by boot entries with counters (package bls writes them) and not by the table.
 package bootsim
 
 import "github.com/flipside-linux/flipside/partition"

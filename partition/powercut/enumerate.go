@@ -15,6 +15,7 @@ type Options struct {
 	Starts  []Start
 	Paths   []Path
 	Boots   []FileSystem // of the boot partition
+	Bits    []Backend    // none: those in the table
 	All     int          // all subsets of epochs up to this many sectors
 	Random  int          // subsets of larger ones
 	Kill    int          // at every how many operations of a change the process is killed
@@ -37,7 +38,7 @@ type Left struct {
 
 // Short is done in seconds, Long in minutes.
 func Short() Options {
-	return Options{Sectors: []int{512, 4096}, Starts: []Start{Healthy, PrimaryBad, BackupBad}, Paths: []Path{Good, Failed}, Boots: []FileSystem{Journal, FAT}, All: 4, Random: 6, Kill: 5, Deep: 6, Again: 97, Workers: 2}
+	return Options{Sectors: []int{512, 4096}, Starts: []Start{Healthy, PrimaryBad, BackupBad}, Paths: []Path{Good, Failed}, Boots: []FileSystem{Journal, FAT}, Bits: []Backend{InTable, InEntries}, All: 4, Random: 6, Kill: 5, Deep: 6, Again: 97, Workers: 2}
 }
 
 // Long is the proof.
@@ -87,6 +88,10 @@ func Enumerate(opt Options) (Counts, error) {
 		start  Start
 		path   Path
 		boot   FileSystem
+		bits   Backend
+	}
+	if len(opt.Bits) == 0 {
+		opt.Bits = []Backend{InTable}
 	}
 	jobs := make(chan job)
 	go func() {
@@ -95,7 +100,12 @@ func Enumerate(opt Options) (Counts, error) {
 			for _, start := range opt.Starts {
 				for _, path := range opt.Paths {
 					for _, boot := range opt.Boots {
-						jobs <- job{sector, start, path, boot}
+						for _, bits := range opt.Bits {
+							if bits == InEntries && start == BackupBad {
+								continue // the table only says where slots are: one repair beside the entries is enough
+							}
+							jobs <- job{sector, start, path, boot, bits}
+						}
 					}
 				}
 			}
@@ -108,11 +118,11 @@ func Enumerate(opt Options) (Counts, error) {
 	for range max(1, opt.Workers) {
 		wg.Go(func() {
 			for j := range jobs {
-				c, err := enumerate(opt, j.sector, j.start, j.path, j.boot)
+				c, err := enumerate(opt, j.sector, j.start, j.path, j.boot, j.bits)
 				mu.Lock()
 				all.add(c)
 				if err != nil && failed == nil {
-					failed = fmt.Errorf("sectors of %d, %s, %s, kernels on %s: %w", j.sector, j.start, j.path, j.boot, err)
+					failed = fmt.Errorf("sectors of %d, %s, %s, kernels on %s, %s: %w", j.sector, j.start, j.path, j.boot, j.bits, err)
 				}
 				mu.Unlock()
 			}
@@ -123,9 +133,9 @@ func Enumerate(opt Options) (Counts, error) {
 }
 
 // enumerate does one update, and the same with the process killed at every operation of its changes of the table.
-func enumerate(opt Options, sector int, start Start, path Path, boot FileSystem) (Counts, error) {
+func enumerate(opt Options, sector int, start Start, path Path, boot FileSystem, bits Backend) (Counts, error) {
 	var c Counts
-	r, err := newRig(sector, start, boot, opt.Saved)
+	r, err := newRig(sector, start, boot, bits, opt.Saved)
 	if err != nil {
 		return c, err
 	}
@@ -133,10 +143,10 @@ func enumerate(opt Options, sector int, start Start, path Path, boot FileSystem)
 		return c, err
 	}
 	calls := r.calls
-	c.judge(opt, r, r.base, r.dev.Log, fmt.Sprintf("%d, %s, %s, kernels on %s", sector, start, path, boot))
+	c.judge(opt, r, r.base, r.dev.Log, fmt.Sprintf("%d, %s, %s, kernels on %s, %s", sector, start, path, boot, bits))
 	for _, k := range calls {
 		for op := k.from; op < k.to && !k.boot && opt.Kill > 0; op += opt.Kill {
-			if err := c.killed(opt, sector, start, path, boot, k.from, op); err != nil {
+			if err := c.killed(opt, sector, start, path, boot, bits, k.from, op); err != nil {
 				return c, err
 			}
 		}
@@ -146,8 +156,8 @@ func enumerate(opt Options, sector int, start Start, path Path, boot FileSystem)
 
 // killed runs an update until its process is killed at one operation, and another process begins anew on what the kernel has in its cache. Then
 // the power goes.
-func (c *Counts) killed(opt Options, sector int, start Start, path Path, boot FileSystem, from, op int) error {
-	r, err := newRig(sector, start, boot, opt.Saved)
+func (c *Counts) killed(opt Options, sector int, start Start, path Path, boot FileSystem, bits Backend, from, op int) error {
+	r, err := newRig(sector, start, boot, bits, opt.Saved)
 	if err != nil {
 		return err
 	}
@@ -176,14 +186,14 @@ func (c *Counts) killed(opt Options, sector int, start Start, path Path, boot Fi
 		r.saves[i].from, r.saves[i].to = r.saves[i].from-from, r.saves[i].to-from
 	}
 	r.calls, r.dev.Log = calls, r.dev.Log[from:]
-	c.judge(opt, r, base, r.dev.Log, fmt.Sprintf("%d, %s, %s, kernels on %s, killed at operation %d", sector, start, path, boot, op))
+	c.judge(opt, r, base, r.dev.Log, fmt.Sprintf("%d, %s, %s, kernels on %s, %s, killed at operation %d", sector, start, path, boot, bits, op))
 	return nil
 }
 
 // judge enumerates the crashes of a log.
 func (c *Counts) judge(opt Options, r *rig, base []byte, log []devicetest.Op, name string) {
 	o := newOracle(r, base)
-	ordered := bootOps(r.calls)
+	ordered := r.firmware(r.calls)
 	c.Runs++
 	c.Operations += len(log)
 	told := 0
@@ -229,6 +239,15 @@ func (c *Counts) judge(opt Options, r *rig, base []byte, log []devicetest.Op, na
 			}
 		}
 	})
+}
+
+// firmware says which operations of a log are cut and torn, and not reordered: those of a boot loader that writes to sectors of its own. One that renames
+// a file leaves the order to a file system.
+func (r *rig) firmware(calls []call) func(int) bool {
+	if r.backend == InEntries {
+		return ordered2
+	}
+	return bootOps(calls)
 }
 
 // bootOps says which operations of a log are the firmware's.

@@ -170,6 +170,21 @@ func (f *files) Open(name string) (atomicfile.File, error) {
 	return &openFile{f, r.file}, nil
 }
 
+// List returns the names of all files.
+func (f *files) List() ([]string, error) {
+	var list []string
+	for _, name := range f.names {
+		r, err := f.record(name)
+		if err != nil {
+			return nil, err
+		}
+		if r.used {
+			list = append(list, name)
+		}
+	}
+	return list, nil
+}
+
 // Rename renames a file.
 func (f *files) Rename(from, to string) error {
 	a, err := f.record(from)

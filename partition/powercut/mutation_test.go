@@ -105,7 +105,7 @@ func mutate(t *testing.T, sector int, boot FileSystem, strict, kills bool, witho
 	t.Helper()
 	opt := Options{All: 5, Random: 10}
 	build := func() (*rig, *mutant) {
-		r, err := newRig(sector, Healthy, boot, nil)
+		r, err := newRig(sector, Healthy, boot, InTable, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -222,7 +222,7 @@ func sectorSizes() []int {
 // TestMutationOrder: with any two neighbouring steps on the disk swapped the enumeration sees a failure.
 func TestMutationOrder(t *testing.T) {
 	for _, sector := range sectorSizes() {
-		r, err := newRig(sector, Healthy, Journal, nil)
+		r, err := newRig(sector, Healthy, Journal, InTable, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -285,7 +285,7 @@ func TestMutationOrder(t *testing.T) {
 // the enumeration sees a failure.
 func TestMutationBlocks(t *testing.T) {
 	for _, boot := range []FileSystem{Journal, FAT} {
-		r, err := newRig(512, Healthy, boot, nil)
+		r, err := newRig(512, Healthy, boot, InTable, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -357,7 +357,7 @@ func TestFaults(t *testing.T) {
 					stride = 23
 				}
 				for at := 0; ; at += stride {
-					r, err := newRig(sector, Healthy, boot, nil)
+					r, err := newRig(sector, Healthy, boot, InTable, nil)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -420,7 +420,7 @@ func (c *Counts) judgeFault(r *rig, at int) {
 // loses only the end, everything holds that holds for an honest disk but that what was reported as done is done.
 func TestLyingDisk(t *testing.T) {
 	for _, boot := range []FileSystem{Journal, FAT} {
-		r, err := newRig(512, Healthy, boot, nil)
+		r, err := newRig(512, Healthy, boot, InTable, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

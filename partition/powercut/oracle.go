@@ -6,7 +6,6 @@ import (
 	"io"
 
 	"github.com/flipside-linux/flipside/partition"
-	"github.com/flipside-linux/flipside/partition/bootsim"
 	"github.com/flipside-linux/flipside/partition/devicetest"
 )
 
@@ -22,7 +21,7 @@ type oracle struct {
 
 func newOracle(r *rig, base []byte) *oracle {
 	o := &oracle{r: r, base: base, calls: r.calls, saves: r.saves, log: r.dev.Log}
-	_, _, err := bootsim.Choose(o.view(base), partition.GRUB)
+	_, err := o.choose(base, partition.GRUB)
 	o.grub = err == nil
 	return o
 }
@@ -42,10 +41,11 @@ func (o *oracle) view(image []byte) *view {
 // all is the whole image, the file systems included.
 func (o *oracle) all(image []byte) *view { return &view{image: image, sector: o.r.sector} }
 
-func (v *view) Size() int64                { return int64(len(v.image)) }
-func (v *view) SectorSize() int            { return v.sector }
-func (v *view) Flush() error               { return nil }
-func (v *view) Discard(off, n int64) error { return nil }
+func (v *view) Size() int64                 { return int64(len(v.image)) }
+func (v *view) SectorSize() int             { return v.sector }
+func (v *view) Flush() error                { return nil }
+func (v *view) FlushRange(_, _ int64) error { return nil }
+func (v *view) Discard(off, n int64) error  { return nil }
 
 func (v *view) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || int64(len(p)) > v.Size()-off {
@@ -96,12 +96,12 @@ func (o *oracle) boots(image []byte) error {
 		if f == partition.GRUB && !o.grub {
 			continue
 		}
-		slot, _, err := bootsim.Choose(o.view(image), f)
+		label, err := o.choose(image, f)
 		if err != nil {
 			return fmt.Errorf("%v: %w", f, err)
 		}
-		if err := o.whole(image, slot.Label); err != nil {
-			return fmt.Errorf("%v boots %s: %w", f, slot.Label, err)
+		if err := o.whole(image, label); err != nil {
+			return fmt.Errorf("%v boots %s: %w", f, label, err)
 		}
 	}
 	return o.whole(image, slotA)
@@ -142,6 +142,9 @@ func (o *oracle) state(s state) error {
 
 // armed: also by a copy of the table that does not count now, no slot is bootable that is not whole. The other may be lost to a bad sector.
 func (o *oracle) armed(image []byte) error {
+	if o.r.backend == InEntries {
+		return o.entries(image)
+	}
 	for _, damage := range []int{-1, o.r.sector, int(o.r.size) - o.r.sector} {
 		m := o.view(image)
 		if damage >= 0 {
@@ -165,13 +168,13 @@ func (o *oracle) armed(image []byte) error {
 // order: between two calls, what the last one did is on the disk, in both copies. Inside of one, the table is one that the proven
 // order of writes goes through: all writes before one, and of that one any sectors.
 func (o *oracle) order(s state) error {
-	before := o.base
+	before, booted := o.base, false
 	for i, c := range o.calls {
 		if s.cut <= c.from {
 			break
 		}
 		if s.cut >= c.to {
-			before = c.after
+			before, booted = c.after, c.boot
 			continue
 		}
 		// A call that was killed goes on in the next: its writes and those of its successor are one sequence.
@@ -180,6 +183,11 @@ func (o *oracle) order(s state) error {
 			to = o.calls[j+1].to
 		}
 		return o.inside(s, before, o.log[c.from:min(to, len(o.log))])
+	}
+	if !booted { // what the firmware renamed may be lost until somebody flushes it
+		if err := o.settled(s.image, before); err != nil {
+			return err
+		}
 	}
 	return o.equal(s.image, before, nil, nil, "between two changes the table is not what the last one made")
 }
@@ -230,7 +238,7 @@ func (o *oracle) equal(image, now, next []byte, op *devicetest.Op, what string) 
 // recovers: the production recovery makes the table whole, a second one finds nothing to do, and what boots is what would have booted
 // before. It returns the rig of the recovery, for its own crashes.
 func (o *oracle) recovers(s state) (*rig, error) {
-	want, _, err := bootsim.Choose(o.view(s.image), partition.UEFI)
+	want, err := o.choose(s.image, partition.UEFI)
 	if err != nil {
 		return nil, err
 	}
@@ -244,23 +252,23 @@ func (o *oracle) recovers(s state) (*rig, error) {
 	}
 	writes := func() (n int) {
 		for _, op := range r.dev.Log {
-			if op.Kind == devicetest.Write {
+			if op.Kind == devicetest.Write && op.Off < r.size { // to flush an entry is to write it, on FAT
 				n++
 			}
 		}
 		return n
 	}
 	n := writes()
-	again, err := partition.NewDisk(window{r.dev, r.size}, partition.Options{}).Repair()
+	again, err := r.open(r.dev).Repair()
 	if err != nil || again != "" || writes() != n {
 		return nil, fmt.Errorf("a second recovery did %q, %d writes: %w", again, writes()-n, err)
 	}
 	if t := partition.NewDisk(window{r.dev, r.size}, partition.Options{}).Table(); !t.Healthy {
 		return nil, fmt.Errorf("the table is damaged after the recovery: %v; %v", t.Primary.Err, t.Backup.Err)
 	}
-	got, _, err := bootsim.Choose(o.view(r.dev.Bytes()), partition.GRUB)
-	if err != nil || got.Label != want.Label {
-		return nil, fmt.Errorf("%s boots after the recovery, %s before it: %w", got.Label, want.Label, err)
+	got, err := o.choose(r.dev.Bytes(), partition.GRUB)
+	if err != nil || got != want {
+		return nil, fmt.Errorf("%s boots after the recovery, %s before it: %w", got, want, err)
 	}
 	if n > 0 {
 		return &r, nil
@@ -270,16 +278,16 @@ func (o *oracle) recovers(s state) (*rig, error) {
 
 // judge boots what was left, and asks somebody else about it.
 func (o *oracle) judge(s state, judge func(Left) error) error {
-	dev := o.view(s.image)
-	slot, _, err := bootsim.Choose(dev, partition.UEFI)
+	dev := o.all(s.image)
+	label, err := o.r.choose(dev, partition.UEFI)
 	if err != nil {
 		return err
 	}
-	slots, err := partition.NewDisk(dev, partition.Options{}).Slots()
+	slots, err := o.r.open(dev).Slots()
 	if err != nil {
 		return err
 	}
-	return judge(Left{slot.Label, slots, o.r.stateOf(o.all(s.image)).read(stateFile)})
+	return judge(Left{label, slots, o.r.stateOf(o.all(s.image)).read(stateFile)})
 }
 
 // again: on the disk that was recovered, a whole new update goes through.

@@ -10,7 +10,7 @@ import (
 
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/atomicfile"
-	"github.com/flipside-linux/flipside/partition/bootsim"
+	"github.com/flipside-linux/flipside/partition/bls"
 	"github.com/flipside-linux/flipside/partition/devicetest"
 	"github.com/flipside-linux/flipside/partition/gptimage"
 	"github.com/flipside-linux/flipside/partition/install"
@@ -33,6 +33,15 @@ type Path string
 const (
 	Good   Path = "good update"
 	Failed Path = "new release fails its trial boot"
+)
+
+// Backend is where the boot bits are kept, and with them which boot loader chooses.
+type Backend string
+
+// The backends.
+const (
+	InTable   Backend = "bits in the table"
+	InEntries Backend = "bits in boot entries" // systemd-boot's, on the same kind of file system as the kernels
 )
 
 // Step is a moment of an update at which its state is saved.
@@ -82,6 +91,7 @@ type save struct {
 type rig struct {
 	sector  int
 	boot    FileSystem // kind of the boot partition's
+	backend Backend
 	saved   func(Step) []byte
 	base    []byte
 	layout  gptimage.Layout
@@ -96,6 +106,8 @@ type rig struct {
 	disk    *partition.Disk
 	calls   []call
 	saves   []save
+
+	mutate func(bls.Dir) bls.Dir // what the production code gets for the entries; nil: the entries
 }
 
 // window is the disk proper of a rig's device.
@@ -124,12 +136,12 @@ func (r *rig) stateOf(dev partition.Device) *files {
 	return newFiles(dev, Journal, r.size+r.kernelsOf(dev).size(), stateSectors, stateFile, "."+stateFile+".new")
 }
 
-func newRig(sector int, start Start, boot FileSystem, saved func(Step) []byte) (*rig, error) {
+func newRig(sector int, start Start, boot FileSystem, backend Backend, saved func(Step) []byte) (*rig, error) {
 	size := int64(slotSectors * sector)
 	if saved == nil {
 		saved = func(s Step) []byte { return []byte(s) }
 	}
-	r := &rig{sector: sector, boot: boot, saved: saved, layout: gptimage.Layout{Sector: sector, UUID: "22222222-2222-4222-8222-222222222222", Align: int64(sector), Parts: []gptimage.Partition{
+	r := &rig{sector: sector, boot: boot, backend: backend, saved: saved, layout: gptimage.Layout{Sector: sector, UUID: "22222222-2222-4222-8222-222222222222", Align: int64(sector), Parts: []gptimage.Partition{
 		{Label: "EFI-SYSTEM", Type: gptimage.TypeEFI, UUID: "11111111-1111-4111-8111-111111111111", Size: int64(4 * sector)},
 		{Label: slotA, Type: gptimage.TypeUSR, UUID: "7130c94a-213a-4e5a-8e26-6cce9662f132", Size: size, Attributes: gptimage.Attributes(2, 0, true)},
 		{Label: slotB, Type: gptimage.TypeUSR, UUID: "e03dd35c-7c2d-4a47-b3fe-27f15780a57c", Size: size, Attributes: gptimage.Attributes(1, 0, true)},
@@ -140,7 +152,7 @@ func newRig(sector int, start Start, boot FileSystem, saved func(Step) []byte) (
 	}
 	total := r.size
 	empty := devicetest.NewMemory(nil, sector)
-	for _, f := range []*files{r.kernelsOf(empty), r.stateOf(empty)} {
+	for _, f := range []*files{r.kernelsOf(empty), r.stateOf(empty), r.entriesOf(empty)} {
 		total += f.size()
 	}
 	m := devicetest.NewMemory(make([]byte, total), sector)
@@ -172,6 +184,9 @@ func newRig(sector int, start Start, boot FileSystem, saved func(Step) []byte) (
 	if err := atomicfile.Write(r.stateOf(m), stateFile, saved(Idle)); err != nil {
 		return nil, err
 	}
+	if err := r.writeEntries(m); err != nil {
+		return nil, err
+	}
 	r.base = m.Bytes()
 	switch start {
 	case PrimaryBad: // its header's checksum
@@ -201,7 +216,7 @@ func (r *rig) reset(image []byte) {
 }
 
 // restart is a new process on the same disk.
-func (r *rig) restart() { r.disk = partition.NewDisk(window{r.front, r.size}, partition.Options{}) }
+func (r *rig) restart() { r.disk = r.open(r.front) }
 
 // save replaces the state file.
 func (r *rig) save(step Step) error {
@@ -236,8 +251,7 @@ func (r *rig) do(name string, boot bool, f func() error) error {
 // powerOn returns the label of what was booted.
 func (r *rig) powerOn() (label string, err error) {
 	err = r.do("boot", true, func() error {
-		s, _, err := bootsim.Choose(window{r.front, r.size}, partition.GRUB)
-		label = s.Label
+		label, err = r.choose(r.front, partition.GRUB)
 		return err
 	})
 	r.restart()

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/flipside-linux/flipside/lock/window"
+	"github.com/flipside-linux/flipside/partition/bls"
 )
 
 // DefaultPath is the administrator's configuration file. [Read] tells where else settings may come from.
@@ -30,6 +31,7 @@ const Disabled = "disabled"
 type Config struct {
 	Update  Update  `toml:"update"`
 	Slots   Slots   `toml:"slots"`
+	Boot    Boot    `toml:"boot"`
 	Reboot  Reboot  `toml:"reboot"`
 	Lock    Lock    `toml:"lock"`
 	Health  Health  `toml:"health"`
@@ -74,6 +76,13 @@ type Slots struct {
 
 	PostInstall        string   `toml:"post_install"`         // "auto": the program that the release brings is run if it asks for that; "off": never
 	PostInstallTimeout Duration `toml:"post_install_timeout"` // for it
+}
+
+// Boot says how the boot loader is told which slot to start.
+type Boot struct {
+	Backend string `toml:"backend"` // "gpt": by bits in the partition table, as GRUB's gptprio and flipside-init read them; "bls": by boot entries with counters, as systemd-boot reads them
+	Entries string `toml:"entries"` // bls: directory of the entries, on the partition that systemd-boot reads
+	Entry   string `toml:"entry"`   // bls: the lines of an entry beside sort-key and version; {letter}, {label} and {uuid} are those of the slot
 }
 
 // Reboot says when and how the host reboots.
@@ -273,6 +282,7 @@ func Default() Config {
 			MinRate: 1 << 10,
 		},
 		Slots: Slots{Disk: "auto", Running: "auto", Type: "5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6", Tries: 1, Kernels: "/boot/flatcar", PostInstall: "auto", PostInstallTimeout: Duration(10 * time.Minute)},
+		Boot:  Boot{Backend: "gpt", Entries: "/boot/loader/entries", Entry: "efi /flipside/vmlinuz-{letter}"},
 		Reboot: Reboot{
 			Strategy: "reboot", Method: "logind", GateRetry: Duration(time.Minute),
 			Inhibitors: true, UsersGrace: Duration(5 * time.Minute), GateDir: "/etc/flipside/gate.d", GateTimeout: Duration(time.Minute),
@@ -326,6 +336,18 @@ func (c *Config) check() (errs []error) {
 	}
 	if c.Slots.Tries < 1 || c.Slots.Tries > 3 {
 		add("slots.tries is %d, want 1 to 3: GRUB stops in its menu when more tries fail in one power-on", c.Slots.Tries)
+	}
+	switch c.Boot.Backend {
+	case "gpt":
+	case "bls":
+		if c.Boot.Entries == "" {
+			add("boot.entries is not set: where does systemd-boot read its entries?")
+		}
+		if err := (&bls.Entries{Template: c.Boot.Entry}).Check(); err != nil {
+			add("boot.entry: %w", err)
+		}
+	default:
+		add("boot.backend %q is not one of gpt, bls", c.Boot.Backend)
 	}
 	switch c.Slots.PostInstall {
 	case "auto", "off":

@@ -29,6 +29,7 @@ import (
 	"github.com/flipside-linux/flipside/omaha"
 	releases "github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/partition"
+	"github.com/flipside-linux/flipside/partition/atomicfile"
 	"github.com/flipside-linux/flipside/partition/bootsim"
 	"github.com/flipside-linux/flipside/partition/gptimage"
 	"github.com/flipside-linux/flipside/payload/build"
@@ -55,6 +56,7 @@ type rig struct {
 	conf      string // further lines of configuration
 	keysConf  string // where keys are pinned; "": release.pem
 	slotsConf string // and of its slots
+	entries   string // directory of systemd-boot's entries; "": the boot bits are in the partition table
 	images    map[string][]byte
 	wrap      func(http.Handler) http.Handler
 
@@ -162,11 +164,21 @@ func (r *rig) publish(version string, data []byte) {
 // boot does what the boot loader does and returns the version that runs, with its configuration written.
 func (r *rig) boot() (slot, version string) {
 	r.t.Helper()
-	s, err := bootsim.BootFile(r.disk)
-	if err != nil {
-		r.t.Fatal(err)
+	var label string
+	if r.entries != "" {
+		e, err := bootsim.SystemdBoot(atomicfile.OS(r.entries), nil)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		label = "USR-" + strings.ToUpper(e.Program[len(e.Program)-1:])
+	} else {
+		s, err := bootsim.BootFile(r.disk)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		label = s.Label
 	}
-	head := r.read(s.Label)[:16]
+	head := r.read(label)[:16]
 	version, _, _ = strings.Cut(string(head), "\x00")
 	for v, img := range r.images {
 		if bytes.HasPrefix(img, head) {
@@ -175,7 +187,7 @@ func (r *rig) boot() (slot, version string) {
 	}
 	r.write("os-release", "VERSION_ID="+version+"\n")
 	r.write("boot_id", fmt.Sprintf("%x\n", mathrand.Uint64()))
-	return s.Label, version
+	return label, version
 }
 
 func (r *rig) read(slot string) []byte {
@@ -275,7 +287,7 @@ func (r *rig) run(running string, ok func(updater.Status) bool) (st updater.Stat
 
 func (r *rig) slot(label string) partition.Slot {
 	r.t.Helper()
-	d, err := partition.OpenDisk(r.disk, partition.Options{ReadOnly: true})
+	d, err := OpenDisk(r.config("auto"), r.disk, true)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/atomicfile"
+	"github.com/flipside-linux/flipside/partition/bls"
 	"github.com/flipside-linux/flipside/partition/bootsim"
 	"github.com/flipside-linux/flipside/partition/install"
 	"github.com/flipside-linux/flipside/partition/mounted"
@@ -49,11 +50,20 @@ type installer struct {
 
 // open opens the disk. The caller closes it.
 func (in *installer) open(readOnly bool) (*partition.Disk, error) {
-	typ, err := uuid.Parse(in.conf.Slots.Type)
+	return OpenDisk(in.conf, in.path, readOnly)
+}
+
+// OpenDisk opens a disk with slots as the configuration has it: which partitions are slots, and where their boot bits are. The caller closes it.
+func OpenDisk(c config.Config, path string, readOnly bool) (*partition.Disk, error) {
+	typ, err := uuid.Parse(c.Slots.Type)
 	if err != nil {
-		return nil, fmt.Errorf("slots.type %q: %w", in.conf.Slots.Type, err)
+		return nil, fmt.Errorf("slots.type %q: %w", c.Slots.Type, err)
 	}
-	return partition.OpenDisk(in.path, partition.Options{ReadOnly: readOnly, TypeGUID: typ})
+	opt := partition.Options{ReadOnly: readOnly, TypeGUID: typ}
+	if c.Boot.Backend == "bls" {
+		opt.Bits = &bls.Entries{Dir: atomicfile.OS(c.Boot.Entries), Template: c.Boot.Entry}
+	}
+	return partition.OpenDisk(path, opt)
 }
 
 // locate finds the disk and the running slot: what the configuration names, or what /usr is mounted from.
