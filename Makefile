@@ -7,7 +7,7 @@ DESTDIR   ?=
 GOFLAGS_  := -trimpath -tags grpcnotrace -buildvcs=auto -ldflags "-s -w"
 
 # Packages whose tests are quick enough for the race detector in the usual loop.
-RACE      := ./cmd/... ./updater/... ./omaha/... ./payload/bench ./payload/bsdiff ./payload/unxz ./payload/unbzip2 ./partition/... ./reboot/... ./lock/...
+RACE      := ./cmd/... ./updater/... ./omaha/... ./payload/bench ./payload/bsdiff ./payload/unxz ./payload/unbzip2 ./payload/bcj ./partition/... ./reboot/... ./lock/...
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME  ?= 4s
 
@@ -68,8 +68,9 @@ screenshots: toolchain ## the release server's page in a real browser; the pictu
 bench-omaha: toolchain ## the release server with 100 000 known hosts, against go-omaha's example server
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -run TestBenchOmaha -v ./omaha/server
 
-bench-delta: toolchain ## sizes and times of deltas and full payloads, against the C++ generators' and the system's tools
-	FLIPSIDE_LONG=1 $(GO) test -count=1 -run TestBenchDelta -v ./payload/build
+bench-delta: toolchain ## sizes and times of deltas and full payloads, against the C++ generators' and the system's tools (FLIPSIDE_BENCH_MIB: size of a file system, 256)
+	@.ci/deps xz-utils bzip2 bsdiff e2fsprogs squashfs-tools
+	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 30m -run TestBenchDelta -v ./payload/build
 
 simulate: toolchain ## 10 000 simulated hosts under the real decision code of the semaphore, and 1 000 real clients on one etcd
 	FLIPSIDE_LONG=1 FLIPSIDE_SEED=$(SEED) $(GO) test -count=1 -timeout 30m -run Simulation -v ./lock

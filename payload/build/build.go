@@ -34,11 +34,11 @@ import (
 
 	"github.com/dsnet/compress/bzip2"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/payload/metadata"
+	"github.com/flipside-linux/flipside/payload/toxz"
 )
 
 // Compression is how the data of an image is compressed.
@@ -372,6 +372,7 @@ func (b *builder) image(img Image) (*metadata.PartitionUpdate, error) {
 type encoder struct {
 	how         Compression
 	zstd, quick *zstd.Encoder
+	xz          toxz.Encoder
 }
 
 func newEncoder(how Compression) (*encoder, error) {
@@ -407,27 +408,13 @@ func (e *encoder) encode(raw []byte) chunk {
 		}
 		try(payload.Zstd, e.zstd.EncodeAll(raw, nil), nil)
 	case XZ, Smallest:
-		data, err := packXZ(raw)
-		try(payload.ReplaceXZ, data, err)
+		try(payload.ReplaceXZ, e.xz.Append(nil, raw), nil)
 	}
 	if e.how == Bzip2 || e.how == Smallest {
 		data, err := packBzip2(raw)
 		try(payload.ReplaceBZ, data, err)
 	}
 	return best
-}
-
-func packXZ(raw []byte) ([]byte, error) {
-	var out bytes.Buffer
-	w, err := xz.WriterConfig{DictCap: max(len(raw), 1<<16), CheckSum: xz.CRC32}.NewWriter(&out)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(raw); err != nil {
-		return nil, err
-	}
-	err = w.Close()
-	return out.Bytes(), err
 }
 
 func packBzip2(raw []byte) ([]byte, error) {

@@ -18,7 +18,6 @@ import (
 
 	"github.com/andybalholm/brotli"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/flipside-linux/flipside/payload/build"
@@ -115,11 +114,9 @@ func one(op *metadata.InstallOperation, old, blobs []byte) ([]byte, error) {
 		}
 		return make([]byte, n), nil
 	case 8:
-		r, err := xz.NewReader(bytes.NewReader(blob))
-		if err != nil {
-			return nil, err
-		}
-		return io.ReadAll(r)
+		cmd := exec.Command("xz", "-dc") // the library does not know the filter for machine code
+		cmd.Stdin = bytes.NewReader(blob)
+		return cmd.Output()
 	case 12122:
 		d, err := zstd.NewReader(nil)
 		if err != nil {

@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"hash/crc64"
+
+	"github.com/flipside-linux/flipside/payload/bcj"
 )
 
 // What can be wrong with a stream.
@@ -122,7 +124,7 @@ func (d *Decoder) block(dst, src []byte, check byte, checkSize int) (used, n int
 		return 0, n, corrupt("a block has %d bytes in %d, and its header says something else", n, packed)
 	}
 	if h.x86 {
-		x86(dst[:n])
+		bcj.Decode(dst[:n])
 	}
 	end := (packed + 3) &^ 3
 	if end+checkSize > len(body) {

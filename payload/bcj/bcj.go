@@ -1,10 +1,18 @@
-package unxz
+// Package bcj is the x86 branch filter of .xz: in machine code it makes the operands of CALL (E8) and JMP (E9), which say how far away their target
+// is, say where it is. Branches to the same place are then the same bytes, and compress better.
+package bcj
 
 import "encoding/binary"
 
-// x86 undoes the x86 branch filter in place: the operands of CALL (E8) and JMP (E9), which the encoder made absolute, become relative
-// again. An operand counts only if its top byte is 00 or FF, and if the bytes just before it do not look like another branch.
-func x86(b []byte) {
+// Encode makes operands absolute, in place.
+func Encode(b []byte) { convert(b, 1) }
+
+// Decode undoes Encode.
+func Decode(b []byte) { convert(b, 1<<32-1) }
+
+// convert adds sign times its place to each operand, as signed numbers of 25 bits. An operand counts only if its top byte is 00 or FF, and if the bytes just
+// before it do not look like another branch.
+func convert(b []byte, sign uint32) {
 	// mask has a bit for each of the three bytes before the opcode that was itself taken for an opcode.
 	allowed := [8]bool{true, true, true, false, true, false, false, false}
 	number := [8]uint{0, 1, 2, 2, 3, 3, 3, 3}
@@ -35,7 +43,7 @@ func x86(b []byte) {
 		}
 		v := binary.LittleEndian.Uint32(b[i+1:])
 		for {
-			v -= uint32(i + 5)
+			v += sign * uint32(i+5)
 			if mask == 0 {
 				break
 			}
