@@ -48,12 +48,12 @@ func (s *step) admit(queue []Waiter) (left bool) {
 			}
 			continue
 		}
-		if _, halted := s.Halts[w.To]; halted || s.zoneFull(w.Zone) {
+		if _, halted := s.Halts[w.To]; halted || s.zoneFull(w.Zone) || !s.ledger.admits(w, s.now) {
 			continue
 		}
 		s.Holders = append(s.Holders, Holder{
 			Host: w.Host, Zone: w.Zone, Class: w.Class, BootID: w.BootID, From: w.From, To: w.To, Reason: w.Reason,
-			Phase: Granted, Queued: w.Since, Granted: s.now,
+			Phase: Granted, Queued: w.Since, Granted: s.now, Proof: w.Proof,
 		})
 		s.remove = append(s.remove, w.Host)
 		s.log("granted", w.Host, w.To, w.From, w.Reason)

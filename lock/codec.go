@@ -83,8 +83,8 @@ func decodeState(data []byte, rev int64) (State, error) {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return State{}, fmt.Errorf("%w: %w", ErrSchema, err)
 	}
-	if s.Schema < 1 || s.Schema > schema {
-		return State{}, fmt.Errorf("%w: it has schema %d, this version knows %d", ErrSchema, s.Schema, schema)
+	if s.Schema < 1 || s.Schema > signedSchema {
+		return State{}, fmt.Errorf("%w: it has schema %d, this version knows %d", ErrSchema, s.Schema, signedSchema)
 	}
 	if err := s.Policy.Check(); err != nil {
 		return State{}, fmt.Errorf("%w: %w", ErrSchema, err)

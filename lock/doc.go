@@ -26,6 +26,18 @@
 // A grant carries the store's revision at which it was made. It only grows, so that an answer from an older grant can be told
 // and is refused with [ErrFenced].
 //
+// # Signatures
+//
+// Whoever may write to the store can write anything into the state. A group whose policy an owner has signed ([Keeper.Sign]) does not depend on it: each host whose
+// key the owner has accepted says by its own signature that it goes down, before it does, and that it is up again; nobody but it, and an owner, can
+// say that for it. A [Keeper] that knows the owner's key counts the hosts that are down by these records, in the transaction in which it says that its
+// own host goes down, and puts the state right where it says something else. A record that is missing, spoilt or not the last counts as a host that is down.
+//
+// That a record is the last one follows from what the store itself says of it, and no client can choose: the revision at which it was made and how often it
+// was written ([Record]). Both are part of what is signed. So a copy of an older record proves nothing, whatever its token.
+//
+// What somebody with the store's credentials still can do is keep everybody from rebooting, or forget failures and halts.
+//
 // # Order of durability
 //
 //  1. A slot is granted when the store has committed it, not before; a reply that was lost is found again by Request.

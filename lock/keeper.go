@@ -3,6 +3,7 @@ package lock
 import (
 	"cmp"
 	"context"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,8 +19,10 @@ type Keeper struct {
 	store Store
 	opt   Options
 
-	mu   sync.Mutex
-	seen map[string]int64 // by group and host: the revision of the last standing
+	mu     sync.Mutex
+	seen   map[string]int64  // by group and host: the revision of the last standing
+	opened map[string]opened // by group and name: the record that was verified last
+	marked map[string]bool   // by group and host: it goes down
 }
 
 var _ Semaphore = (*Keeper)(nil)
@@ -30,6 +33,12 @@ type Options struct {
 	Pause   func(ctx context.Context, d time.Duration) error // nil: waits; for the time between attempts after a conflict
 	By      string                                           // who is named in the audit trail; the host itself if empty
 	Recheck time.Duration                                    // the longest that Wait waits; 0: five minutes
+
+	// Owners are the keys of those who may sign a group's policy; with any, nothing is believed that they, or the hosts that they have accepted, have not
+	// signed. Signer is the key of this host, and Owner that of an operator. See the package's section on signatures.
+	Owners []crypto.PublicKey
+	Signer crypto.Signer
+	Owner  crypto.Signer
 }
 
 // On returns the semaphore that a store keeps. Closing it closes the store.
@@ -43,7 +52,7 @@ func On(store Store, opt Options) *Keeper {
 	if opt.Recheck <= 0 {
 		opt.Recheck = askAgain
 	}
-	return &Keeper{store: store, opt: opt, seen: map[string]int64{}}
+	return &Keeper{store: store, opt: opt, seen: map[string]int64{}, opened: map[string]opened{}, marked: map[string]bool{}}
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -81,15 +90,24 @@ func (k *Keeper) Request(ctx context.Context, c Claim) (Standing, error) {
 }
 
 func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
+	if err := k.Enrol(ctx, c.Group, c.Host); err != nil {
+		return Standing{}, err
+	}
 	v, err := k.store.Read(ctx, c.Group, c.Host, 0)
 	if err != nil {
 		return Standing{}, err
 	}
-	s, err := decodeState(v.State, v.StateRev)
+	now := k.opt.Now()
+	s, l, err := k.look(ctx, c.Group, v, now)
 	if err != nil {
 		return Standing{}, err
 	}
-	now := k.opt.Now()
+	if l != nil && k.signerOf(l.keys[c.Host]) == nil {
+		k.saw(c, v.Rev)
+		st := s.standing(c, 0, now)
+		st.Granted, st.Blocked = false, fmt.Sprintf("the key of this host is not accepted in group %s; flipside fleet accept --group %[1]s %s", c.Group, c.Host)
+		return st, nil
+	}
 	if h, held := s.Holder(c.Host); held && (c.To == "" || h.To == c.To) {
 		k.saw(c, v.Rev)
 		return s.standing(c, 0, now), nil
@@ -111,10 +129,10 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 		k.saw(c, v.Rev)
 		return s.standing(c, 0, now), nil
 	}
-	if v, err = k.enqueue(ctx, c, v, now); err != nil {
+	if v, err = k.enqueue(ctx, c, v, now, l != nil); err != nil {
 		return Standing{}, err
 	}
-	if s, err = decodeState(v.State, v.StateRev); err != nil {
+	if s, _, err = k.look(ctx, c.Group, v, now); err != nil {
 		return Standing{}, err
 	}
 	// Whoever gives a slot back serves the queue. So this is only for slots that are free already, and for holders who are late.
@@ -136,15 +154,21 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 }
 
 // enqueue takes a place in the queue, or says that the host still wants the one it has; that is only written now and then.
-func (k *Keeper) enqueue(ctx context.Context, c Claim, v View, now time.Time) (View, error) {
+func (k *Keeper) enqueue(ctx context.Context, c Claim, v View, now time.Time, signed bool) (View, error) {
 	w := Waiter{Claim: c, Since: now.UTC().Round(0), Asked: now.UTC().Round(0)}
 	if v.Own != nil {
 		var old Waiter
 		if err := json.Unmarshal(v.Own.Data, &old); err == nil && !old.Since.IsZero() {
 			w.Since = old.Since
-			if age := now.Sub(old.Asked); old.Claim == c && age >= 0 && age < askAgain {
+			if age := now.Sub(old.Asked); old.Claim == c && age >= 0 && age < askAgain && signed == (len(old.Proof) > 0) {
 				return v, nil
 			}
+		}
+	}
+	if signed {
+		var err error
+		if w.Proof, err = sign(k.opt.Signer, statement{Group: c.Group, Name: c.Host, At: w.Asked, Says: wants, Claim: &c}); err != nil {
+			return View{}, err
 		}
 	}
 	data, err := json.Marshal(w)
@@ -205,6 +229,21 @@ func waiters(items []Item) []Waiter {
 	return queue
 }
 
+// look reads a state as it counts: in a group that is signed, by what is signed.
+func (k *Keeper) look(ctx context.Context, group string, v View, now time.Time) (State, *ledger, error) {
+	s, err := decodeState(v.State, v.StateRev)
+	if err != nil {
+		return State{}, nil, err
+	}
+	l, err := k.ledger(ctx, group, s)
+	if err != nil || l == nil {
+		return s, nil, err
+	}
+	st := s.begin(now, "")
+	l.reconcile(st)
+	return st.State, l, nil
+}
+
 func (k *Keeper) saw(c Claim, rev int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -243,6 +282,11 @@ func (k *Keeper) Mark(ctx context.Context, group, host string, m Mark) error {
 	if _, _, err := k.changed(ctx, group, host, "", false, func(s *step) error { return s.mark(host, m) }); err != nil {
 		return fmt.Errorf("changing group %q: %w", group, err)
 	}
+	if m.Phase == Rebooting {
+		k.mu.Lock()
+		k.marked[group+"/"+host] = true
+		k.mu.Unlock()
+	}
 	return nil
 }
 
@@ -255,7 +299,7 @@ func (k *Keeper) Release(ctx context.Context, group, host string, v Verdict) err
 	if by == "" {
 		by = host
 	}
-	return k.change(ctx, group, by, host, func(s *step) error {
+	err := k.change(ctx, group, by, host, func(s *step) error {
 		if err := s.verdict(host, v); err != nil {
 			return err
 		}
@@ -264,6 +308,12 @@ func (k *Keeper) Release(ctx context.Context, group, host string, v Verdict) err
 		}
 		return nil
 	})
+	if err == nil {
+		k.mu.Lock()
+		delete(k.marked, group+"/"+host)
+		k.mu.Unlock()
+	}
+	return err
 }
 
 // SetMax changes how many hosts may be down at once. 0 pauses the group. Holders stay holders.
@@ -341,6 +391,14 @@ func (k *Keeper) State(ctx context.Context, group string) (State, error) {
 		return State{}, fmt.Errorf("reading the state of group %q: %w", group, err)
 	}
 	st := s.begin(k.opt.Now(), "")
+	switch l, err := k.ledger(ctx, group, s); {
+	case errors.Is(err, ErrUnsigned):
+		st.Tampered = append(st.Tampered, err.Error())
+	case err != nil:
+		return State{}, fmt.Errorf("reading the state of group %q: %w", group, err)
+	case l != nil:
+		l.reconcile(st)
+	}
 	st.findLate()
 	s = st.State
 	s.Queue = slices.DeleteFunc(waiters(v.Queue), func(w Waiter) bool { return s.holder(w.Host) >= 0 })
@@ -429,6 +487,17 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool
 		}
 		st := s.begin(k.opt.Now(), by)
 		st.queued = v.Own != nil
+		l, err := k.ledger(ctx, group, s)
+		if err != nil {
+			return State{}, 0, err
+		}
+		if l != nil {
+			// A state that is not there can be made by anybody, also by two hosts at once; one that is there tells of every change since it was read.
+			if v.StateRev == 0 {
+				return State{}, 0, fmt.Errorf("%w: the state of the group is gone; flipside fleet sign makes a new one", ErrUnsigned)
+			}
+			l.reconcile(st)
+		}
 		st.findLate()
 		if f != nil {
 			if err := f(st); err != nil {
@@ -448,13 +517,26 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool
 			continue
 		}
 		if !st.changed() {
-			return s, v.Rev, nil
+			return st.State, v.Rev, nil
 		}
 		c, err := st.commit()
 		if err != nil {
 			return State{}, 0, err
 		}
 		c.Exclusive = left
+		if l != nil {
+			var again bool
+			if c.Records, again, err = k.signs(st); err != nil {
+				return State{}, 0, err
+			}
+			if again {
+				if err := k.putRecords(ctx, group, v, s, c.Records...); err != nil && !errors.Is(err, ErrConflict) {
+					return State{}, 0, err
+				}
+				v, err = k.store.Read(ctx, group, host, limit)
+				continue
+			}
+		}
 		rev, now, err := k.store.Commit(ctx, group, host, limit, v, c)
 		if errors.Is(err, ErrConflict) {
 			v = now
@@ -481,7 +563,9 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool
 
 // commit encodes the change for a store.
 func (s *step) commit() (Change, error) {
-	data, err := json.Marshal(s.State)
+	state := s.State
+	state.Tampered = nil
+	data, err := json.Marshal(state)
 	if err != nil {
 		return Change{}, err
 	}

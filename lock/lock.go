@@ -15,7 +15,7 @@ import (
 //
 // Errors: [ErrUnavailable] if the store cannot be asked (nothing is known then, and nobody may reboot), [ErrConflict] if the store
 // changed faster than this client could follow, [ErrInvalid] for a claim, group or policy that makes no sense, [ErrSchema] for a
-// state that this version cannot read.
+// state that this version cannot read, [ErrUnsigned] in a group whose policy is signed, for what the right key has not signed.
 type Semaphore interface {
 	// Request asks for a slot, or asks again: a host that waits keeps its place, a host that holds a slot is told so, with the same
 	// token. A version that is halted is not granted and does not wait: Standing.Halted says why.
@@ -105,6 +105,7 @@ var (
 	ErrHalted      = errors.New("the version is halted")
 	ErrClosed      = errors.New("no reboot window is open")
 	ErrFenced      = errors.New("the token is of an older grant")
+	ErrUnsigned    = errors.New("it is not signed by who may say so")
 )
 
 var groupName = regexp.MustCompile(`^[a-zA-Z0-9-][a-zA-Z0-9.-]{0,127}$`)

@@ -25,6 +25,7 @@ type memoryGroup struct {
 	left      map[string]int64 // the revision at which a host left the queue
 	audit     map[int][]byte
 	lastJoin  int64
+	records   map[string]Record
 }
 
 var _ Store = (*Memory)(nil)
@@ -37,7 +38,7 @@ func NewMemory() *Memory {
 func (m *Memory) group(name string) *memoryGroup {
 	g := m.groups[name]
 	if g == nil {
-		g = &memoryGroup{arrival: map[string]int64{}, left: map[string]int64{}, audit: map[int][]byte{}}
+		g = &memoryGroup{arrival: map[string]int64{}, left: map[string]int64{}, audit: map[int][]byte{}, records: map[string]Record{}}
 		m.groups[name] = g
 	}
 	return g
@@ -114,7 +115,18 @@ func (m *Memory) Commit(ctx context.Context, group, host string, limit int, v Vi
 	if g.stateRev != v.StateRev || c.Exclusive && g.lastJoin > v.Rev {
 		return 0, g.view(m.rev, host, limit), ErrConflict
 	}
+	for _, r := range c.Records {
+		if old := g.records[r.Name]; old.Born != r.Born || old.Version != r.Version {
+			return 0, g.view(m.rev, host, limit), ErrConflict
+		}
+	}
 	m.rev++
+	for _, r := range c.Records {
+		if r.Version++; r.Version == 1 {
+			r.Born = m.rev
+		}
+		g.records[r.Name] = r
+	}
 	g.state, g.stateRev = c.State, m.rev
 	if c.Signal {
 		g.signalRev = m.rev
@@ -169,6 +181,19 @@ func (m *Memory) Follow(ctx context.Context, group string, after int64, changed 
 		case <-change:
 		}
 	}
+}
+
+// Records implements [Store].
+func (m *Memory) Records(ctx context.Context, group, name string) ([]Record, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []Record
+	for _, r := range m.group(group).records {
+		if name == "" || r.Name == name {
+			list = append(list, r)
+		}
+	}
+	return list, ctx.Err()
 }
 
 // History implements [Store].

@@ -13,6 +13,9 @@ import (
 // older version may ignore does not make it grow.
 const schema = 1
 
+// signedSchema is that of a group whose policy and whose hosts' words are signed: who does not know signatures must not reboot by it.
+const signedSchema = 2
+
 // State is what the cluster knows of a group.
 type State struct {
 	Schema   int                `json:"schema"`
@@ -23,6 +26,7 @@ type State struct {
 	Measured Duration           `json:"measured,omitempty"` // how long a healthy host holds its slot, smoothed
 	Seq      int64              `json:"seq,omitempty"`      // number of audit entries so far
 	Queue    []Waiter           `json:"queue,omitempty"`    // only in answers; a store keeps it beside the state
+	Tampered []string           `json:"tampered,omitempty"` // only in answers: what somebody has written who may not, or what cannot be checked here
 
 	extra keep.Fields
 }
@@ -45,6 +49,7 @@ type Holder struct {
 	Version   string    `json:"version,omitempty"`     // that it came up with
 	NewBootID string    `json:"new_boot_id,omitempty"` // of the boot that it came up with
 	Late      time.Time `json:"late,omitzero"`         // when it was found to stay away too long
+	Proof     []byte    `json:"proof,omitempty"`       // signed by the host: that it has asked for the slot
 
 	extra keep.Fields
 }
@@ -66,6 +71,7 @@ type Waiter struct {
 	Since   time.Time `json:"since"`
 	Asked   time.Time `json:"asked,omitzero"`    // when it last said that it still waits
 	Arrival int64     `json:"arrival,omitempty"` // the store's revision: the order of the queue
+	Proof   []byte    `json:"proof,omitempty"`   // signed by the host: that it asks
 }
 
 // Failure counts what went wrong with a version.
@@ -113,7 +119,7 @@ func (s State) clone() State {
 	s.Holders = slices.Clone(s.Holders)
 	s.Failures = maps.Clone(s.Failures)
 	s.Halts = maps.Clone(s.Halts)
-	s.Queue = nil
+	s.Queue, s.Tampered = nil, nil
 	return s
 }
 
@@ -140,12 +146,15 @@ func (s State) RebootTime() time.Duration {
 // step collects what one change does to the state.
 type step struct {
 	State
-	now    time.Time
-	by     string
-	audit  []Entry
-	remove []string // hosts that leave the queue
-	signal bool     // every waiter should look again
-	queued bool     // the host that makes the change is in the queue
+	now     time.Time
+	by      string
+	audit   []Entry
+	remove  []string          // hosts that leave the queue
+	signal  bool              // every waiter should look again
+	queued  bool              // the host that makes the change is in the queue
+	ledger  *ledger           // what is signed; nil in a group that asks for no signatures
+	keys    map[string]string // of the hosts, if the change is one of them
+	outcome Outcome           // that frees a slot
 }
 
 func (s State) begin(now time.Time, by string) *step {
@@ -185,7 +194,7 @@ func (s *step) findLate() {
 	}
 	for i := range s.Holders {
 		h := &s.Holders[i]
-		if h.Phase == Granted || !h.Late.IsZero() || s.now.Sub(h.Since()) <= limit {
+		if h.Phase == Granted || !h.Late.IsZero() || h.Reason == unknownReason || s.now.Sub(h.Since()) <= limit {
 			continue
 		}
 		h.Late = s.now
@@ -257,6 +266,7 @@ func (s *step) verdict(host string, v Verdict) error {
 		return nil
 	}
 	version, from := v.Version, ""
+	s.outcome = v.Outcome
 	if i >= 0 {
 		h := s.Holders[i]
 		from = h.From
@@ -336,6 +346,9 @@ func (s *step) mark(host string, m Mark) error {
 		}
 		if st := s.Policy.schedule().At(s.now, 0); !st.Open {
 			return fmt.Errorf("marking %q as %s: %w: %s", host, m.Phase, ErrClosed, st.Why)
+		}
+		if err := s.mayGoDown(i); err != nil {
+			return fmt.Errorf("marking %q as %s: %w", host, m.Phase, err)
 		}
 		if h.Phase != Granted {
 			return nil

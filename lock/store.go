@@ -15,13 +15,15 @@ type Store interface {
 	Enqueue(ctx context.Context, group, host string, data []byte) (View, error)
 	// Ahead counts the items that arrived before a revision.
 	Ahead(ctx context.Context, group string, arrival int64) (int, error)
-	// Commit makes a change as a whole if the state is still the one of the view, and if nobody has joined the queue since if
-	// the change is exclusive. It returns the revision of the change. Otherwise nothing has changed; it returns [ErrConflict] and
+	// Commit makes a change as a whole if the state is still the one of the view, if each record that it writes is still the one that it
+	// replaces, and if nobody has joined the queue since if the change is exclusive. It returns the revision of the change. Otherwise nothing has changed; it returns [ErrConflict] and
 	// what Read(ctx, group, host, limit) would return now.
 	Commit(ctx context.Context, group, host string, limit int, v View, c Change) (int64, View, error)
 	// Watch returns nil once, after revision after, host has left the queue or a change with Signal was made, or when
 	// that can no longer be told.
 	Watch(ctx context.Context, group, host string, after int64) error
+	// Records returns the signed records of a group: that of name, or all of them if name is "". They are no older than what Read has returned before.
+	Records(ctx context.Context, group, name string) ([]Record, error)
 	// History returns the audit trail, each entry under the number that it was committed with.
 	History(ctx context.Context, group string) ([][]byte, error)
 	// Follow calls changed after every change of the state, until ctx ends or it returns false.
@@ -57,4 +59,14 @@ type Change struct {
 	Audit     map[int][]byte // entries of the trail by their place in it; an older one there goes
 	Exclusive bool           // nobody may have joined the queue since the view
 	Signal    bool           // wake everybody who waits
+	Records   []Record       // to write, each with Born and Version of the one that it replaces; 0 and 0 if there is none
+}
+
+// Record is something that a host, or an owner of the group, has signed. What the store says of it no client can choose: so a record that names its own Born
+// and Version is known to be the last that was written, and an older one that somebody puts in its place is not taken for it.
+type Record struct {
+	Name    string // the host's, or [ownerRecord]
+	Data    []byte
+	Born    int64 // the revision at which it was made. One that is deleted and made again has another
+	Version int64 // how often it was written, 1 when it was made
 }

@@ -50,6 +50,8 @@ func (s *Semaphore) Ask(ctx context.Context, now time.Time) Answer {
 			a.Hint = "nobody in the group reboots until its store answers"
 		case errors.Is(err, lock.ErrSchema):
 			a.Hint = "update this host by hand; a newer one has changed the semaphore"
+		case errors.Is(err, lock.ErrUnsigned):
+			a.Hint = "flipside fleet keys shows what is signed in the group, and by whom"
 		}
 		return a
 	}

@@ -8,6 +8,8 @@
 //	G/queue/HOST     a claim that waits; its create revision is its place; it has a lease, so that a host that is gone for good
 //	                 leaves the queue. A slot that was granted has none: only a verdict frees it
 //	G/history/NNN    the audit trail, a ring
+//	G/record/HOST    what a host has signed about itself, in groups that ask for it; G/record//owner what an owner has signed. etcd's own
+//	                 create revision and version of the key show that it is the last one
 //	G/signal         written when everybody who waits should look again: a halt, a resume, a new policy
 //
 // # Contention
@@ -202,6 +204,7 @@ func (s *Store) state(group string) string   { return s.cfg.Prefix + group + "/s
 func (s *Store) signal(group string) string  { return s.cfg.Prefix + group + "/signal" }
 func (s *Store) queue(group string) string   { return s.cfg.Prefix + group + "/queue/" }
 func (s *Store) history(group string) string { return s.cfg.Prefix + group + "/history/" }
+func (s *Store) record(group string) string  { return s.cfg.Prefix + group + "/record/" }
 
 // reads are the operations whose answers make a view.
 func (s *Store) reads(group, host string, limit int) []clientv3.Op {
@@ -309,6 +312,11 @@ func (s *Store) Commit(ctx context.Context, group, host string, limit int, v loc
 		cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(s.queue(group)), "<", v.Rev+1).WithPrefix())
 	}
 	ops := []clientv3.Op{clientv3.OpPut(s.state(group), string(c.State))}
+	for _, r := range c.Records {
+		key := s.record(group) + r.Name
+		cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(key), "=", r.Born), clientv3.Compare(clientv3.Version(key), "=", r.Version))
+		ops = append(ops, clientv3.OpPut(key, string(r.Data)))
+	}
 	for i, host := range c.Remove {
 		if i == maxRemove {
 			break
@@ -343,6 +351,27 @@ func (s *Store) Commit(ctx context.Context, group, host string, limit int, v loc
 		err = lock.ErrConflict
 	}
 	return rev, now, err
+}
+
+// Records implements [lock.Store].
+func (s *Store) Records(ctx context.Context, group, name string) ([]lock.Record, error) {
+	var list []lock.Record
+	var opts []clientv3.OpOption
+	if name == "" {
+		opts = append(opts, clientv3.WithPrefix())
+	}
+	err := s.try(ctx, func(ctx context.Context) error {
+		resp, err := s.c.Get(ctx, s.record(group)+name, opts...)
+		if err != nil {
+			return err
+		}
+		list = nil
+		for _, kv := range resp.Kvs {
+			list = append(list, lock.Record{Name: strings.TrimPrefix(string(kv.Key), s.record(group)), Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version})
+		}
+		return nil
+	})
+	return list, err
 }
 
 // History implements [lock.Store].

@@ -78,6 +78,7 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		{"lost replies", lostReplies},
 		{"groups are apart", groupsApart},
 		{"follow", follow},
+		{"signed", signed},
 	}
 	for i, tt := range tests {
 		t.Run(strings.ReplaceAll(tt.name, " ", "-"), func(t *testing.T) {

@@ -33,13 +33,14 @@ type question struct {
 }
 
 type answer struct {
-	View     lock.View `json:"view,omitzero"`
-	Rev      int64     `json:"rev,omitempty"`
-	N        int       `json:"n,omitempty"`
-	Lines    [][]byte  `json:"lines,omitempty"`
-	Names    []string  `json:"names,omitempty"`
-	Conflict bool      `json:"conflict,omitempty"`
-	Error    string    `json:"error,omitempty"`
+	View     lock.View     `json:"view,omitzero"`
+	Rev      int64         `json:"rev,omitempty"`
+	N        int           `json:"n,omitempty"`
+	Lines    [][]byte      `json:"lines,omitempty"`
+	Names    []string      `json:"names,omitempty"`
+	Records  []lock.Record `json:"records,omitempty"`
+	Conflict bool          `json:"conflict,omitempty"`
+	Error    string        `json:"error,omitempty"`
 }
 
 // Serve lends the store to programs of this user until ctx ends. dir is where it was opened.
@@ -92,6 +93,8 @@ func (s *Store) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = s.Watch(ctx, q.Group, q.Host, q.After)
 	case "/follow":
 		err = s.Follow(ctx, q.Group, q.After, func(rev int64) bool { a.Rev = rev; return false })
+	case "/records":
+		a.Records, err = s.Records(ctx, q.Group, q.Host)
 	case "/history":
 		a.Lines, err = s.History(ctx, q.Group)
 	case "/groups":
@@ -209,6 +212,12 @@ func (l *Lent) Follow(ctx context.Context, group string, after int64, changed fu
 			return nil
 		}
 	}
+}
+
+// Records implements [lock.Store].
+func (l *Lent) Records(ctx context.Context, group, name string) ([]lock.Record, error) {
+	a, err := l.call(ctx, "records", question{Group: group, Host: name})
+	return a.Records, err
 }
 
 // History implements [lock.Store].

@@ -37,6 +37,7 @@ var (
 	queueKey   = []byte("queue")
 	placesKey  = []byte("places")
 	historyKey = []byte("history")
+	recordsKey = []byte("records")
 )
 
 // Store is a [lock.Store] in a file.
@@ -130,7 +131,7 @@ func (s *Store) write(ctx context.Context, group string, f func(rev int64, g *bo
 		if err != nil {
 			return err
 		}
-		for _, k := range [][]byte{queueKey, placesKey, historyKey} {
+		for _, k := range [][]byte{queueKey, placesKey, historyKey, recordsKey} {
 			if _, err := g.CreateBucketIfNotExists(k); err != nil {
 				return err
 			}
@@ -262,6 +263,12 @@ func (s *Store) Commit(ctx context.Context, group, host string, limit int, v loc
 			return lock.ErrConflict
 		}
 		rev = next
+		if err := putRecords(g.Bucket(recordsKey), rev, c.Records); errors.Is(err, lock.ErrConflict) {
+			now = view(next-1, g, host, limit)
+			return err
+		} else if err != nil {
+			return err
+		}
 		if err := g.Put(stateKey, slices.Concat(key(rev), c.State)); err != nil {
 			return err
 		}
@@ -356,6 +363,49 @@ func (s *Store) Follow(ctx context.Context, group string, after int64, changed f
 			return nil
 		}
 	}
+}
+
+// record reads what is kept under a name: the revision at which it was made, how often it was written, and its data.
+func record(name, b []byte) lock.Record {
+	if len(b) < 16 {
+		return lock.Record{Name: string(name)}
+	}
+	return lock.Record{Name: string(name), Born: number(b), Version: number(b[8:]), Data: bytes.Clone(b[16:])}
+}
+
+func putRecords(b *bolt.Bucket, rev int64, records []lock.Record) error {
+	for _, r := range records {
+		if old := record([]byte(r.Name), b.Get([]byte(r.Name))); old.Born != r.Born || old.Version != r.Version {
+			return lock.ErrConflict // what was put already goes with the transaction
+		}
+		if r.Version++; r.Version == 1 {
+			r.Born = rev
+		}
+		if err := b.Put([]byte(r.Name), slices.Concat(key(r.Born), key(r.Version), r.Data)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Records implements [lock.Store].
+func (s *Store) Records(ctx context.Context, group, name string) (list []lock.Record, err error) {
+	err = s.read(ctx, group, func(_ int64, g *bolt.Bucket) error {
+		if g == nil || g.Bucket(recordsKey) == nil { // a file of an earlier version has none
+			return nil
+		}
+		if name != "" {
+			if b := g.Bucket(recordsKey).Get([]byte(name)); b != nil {
+				list = append(list, record([]byte(name), b))
+			}
+			return nil
+		}
+		return g.Bucket(recordsKey).ForEach(func(k, b []byte) error {
+			list = append(list, record(k, b))
+			return nil
+		})
+	})
+	return list, err
 }
 
 // History implements [lock.Store].

@@ -1,0 +1,635 @@
+package lock
+
+import (
+	"context"
+	"crypto"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// ledger is what is signed in a group, as far as it holds.
+type ledger struct {
+	group   string
+	policy  Policy
+	keys    map[string]string  // fingerprints by host
+	records map[string]Record  // by name, whatever they are
+	known   map[string]holding // of the hosts that have a key
+	owners  []string           // fingerprints of those who may sign for everybody
+}
+
+// holding is what the last record of a host says; with an error nobody knows, and the host counts as down.
+type holding struct {
+	statement
+	err error
+}
+
+func (h holding) down() bool { return h.err != nil || h.Says == down }
+
+// opened remembers what was verified: a signature is verified once, not at every look.
+type opened struct {
+	rec   Record
+	st    statement
+	print string
+	err   error
+}
+
+func (k *Keeper) last(group string, r Record) (statement, string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	name := group + "/" + r.Name
+	if o, ok := k.opened[name]; ok && o.rec.Born == r.Born && o.rec.Version == r.Version && string(o.rec.Data) == string(r.Data) {
+		return o.st, o.print, o.err
+	}
+	var o opened
+	o.rec = r
+	o.st, o.print, o.err = r.last(group)
+	k.opened[name] = o
+	return o.st, o.print, o.err
+}
+
+// owners are the fingerprints of those who may sign policies.
+func (k *Keeper) owners() ([]string, error) {
+	keys := slices.Clone(k.opt.Owners)
+	if k.opt.Owner != nil {
+		keys = append(keys, k.opt.Owner.Public())
+	}
+	var list []string
+	for _, key := range keys {
+		print, err := Fingerprint(key)
+		if err != nil {
+			return nil, fmt.Errorf("%w owner's key: %w", ErrInvalid, err)
+		}
+		list = append(list, print)
+	}
+	return list, nil
+}
+
+// ledger reads what is signed. It is nil for a group that asks for no signatures, by a keeper that does not either.
+func (k *Keeper) ledger(ctx context.Context, group string, s State) (*ledger, error) {
+	owners, err := k.owners()
+	if err != nil {
+		return nil, err
+	}
+	if len(owners) == 0 {
+		if s.Schema >= signedSchema {
+			return nil, fmt.Errorf("%w: the group is signed, and no owner's key is given here to check it by", ErrUnsigned)
+		}
+		return nil, nil
+	}
+	l, err := k.readLedger(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	return l, l.verify(k, owners)
+}
+
+func (k *Keeper) readLedger(ctx context.Context, group string) (*ledger, error) {
+	list, err := k.store.Records(ctx, group, "")
+	if err != nil {
+		return nil, err
+	}
+	l := &ledger{group: group, records: map[string]Record{}, known: map[string]holding{}}
+	for _, r := range list {
+		l.records[r.Name] = r
+	}
+	return l, nil
+}
+
+// verify finds out what the owner has signed and where each host stands.
+func (l *ledger) verify(k *Keeper, owners []string) error {
+	l.owners = owners
+	st, print, err := k.last(l.group, l.record(ownerRecord))
+	switch {
+	case err != nil:
+		return fmt.Errorf("the policy of group %q is not signed by an owner: %w", l.group, err)
+	case !slices.Contains(owners, print):
+		return fmt.Errorf("%w: the policy of group %q is signed by %s, which is no owner's key", ErrUnsigned, l.group, print)
+	case st.Policy == nil:
+		return fmt.Errorf("%w: the policy of group %q is missing in what an owner has signed", ErrUnsigned, l.group)
+	}
+	if err := st.Policy.Check(); err != nil {
+		return fmt.Errorf("%w: %w", ErrSchema, err)
+	}
+	l.policy, l.keys = *st.Policy, st.Keys
+	for host, want := range l.keys {
+		h := holding{}
+		var by string
+		if h.statement, by, h.err = k.last(l.group, l.record(host)); h.err == nil && by != want && !slices.Contains(owners, by) {
+			h.err = fmt.Errorf("%w: it is by key %s, which is not the host's", ErrUnsigned, by)
+		}
+		if h.err == nil && h.Says != up && h.Says != down {
+			h.err = fmt.Errorf("%w: it says %q", ErrUnsigned, h.Says)
+		}
+		l.known[host] = h
+	}
+	return nil
+}
+
+func (l *ledger) record(name string) Record {
+	if r, ok := l.records[name]; ok {
+		return r
+	}
+	return Record{Name: name}
+}
+
+// note says that something was found that nobody with the right key has written.
+func (s *step) note(what, host, version, why string) {
+	s.log(what, host, version, "", clip(why))
+	s.Tampered = append(s.Tampered, clip(fmt.Sprintf("%s: %s: %s", host, what, why)))
+}
+
+// reconcile makes the state say what is signed. Whoever may write to the store can write anything into the state; what counts is that nobody goes down
+// who must not.
+func (l *ledger) reconcile(s *step) {
+	s.ledger = l
+	s.Schema = signedSchema
+	if !equalPolicy(s.Policy, l.policy) {
+		s.note("policy restored", "", "", s.Policy.changes(l.policy))
+		s.Policy = l.policy
+		s.signal = true
+	}
+	seen := map[string]bool{}
+	s.Holders = slices.DeleteFunc(s.Holders, func(h Holder) bool {
+		why := ""
+		switch is, enrolled := l.known[h.Host]; {
+		case seen[h.Host]:
+			why = "it is there twice"
+		case !enrolled:
+			why = "the host has no key in the group's signed policy"
+		case is.down():
+			why = "" // looked at below
+		case h.Phase != Granted:
+			why = "the host has not signed that it goes down"
+		default:
+			why = l.granted(s, h)
+		}
+		seen[h.Host] = true
+		if why != "" {
+			s.note("removed", h.Host, h.To, why)
+		}
+		return why != ""
+	})
+	for _, host := range slices.Sorted(maps.Keys(l.known)) {
+		is := l.known[host]
+		if !is.down() {
+			continue
+		}
+		want := Holder{Host: host, Phase: Rebooting, Reason: unknownReason, Granted: s.now, Rebooting: s.now}
+		if is.err == nil {
+			want = is.holder()
+		} else {
+			s.Tampered = append(s.Tampered, clip(fmt.Sprintf("%s: it counts as down: %v", host, is.err)))
+		}
+		i := s.holder(host)
+		switch {
+		case i < 0:
+			s.Holders = append(s.Holders, want)
+			s.note("restored", host, want.To, "nobody who may has given its slot back")
+		case s.Holders[i].Phase == Granted, is.err == nil && !s.Holders[i].same(want):
+			s.Holders[i] = want
+			s.note("restored", host, want.To, "its record in the state is not what it has signed")
+		}
+	}
+}
+
+// same reports whether two records are about the same reboot.
+func (h Holder) same(o Holder) bool {
+	return h.Token == o.Token && h.Zone == o.Zone && h.From == o.From && h.To == o.To
+}
+
+// unknown reports whether nobody knows if a holder is down, because its record is not its own.
+func (s *step) unknown(h Holder) bool { return s.ledger != nil && s.ledger.known[h.Host].err != nil }
+
+const unknownReason = "its signed record is missing or not its own"
+
+// holder is the record in the state that a signed one stands for.
+func (s statement) holder() Holder {
+	h := Holder{Host: s.Name, Phase: Rebooting, Token: s.Token, Granted: s.At, Rebooting: s.At}
+	if c := s.Claim; c != nil {
+		h.Zone, h.Class, h.BootID, h.From, h.To, h.Reason = c.Zone, c.Class, c.BootID, c.From, c.To, c.Reason
+	}
+	return h
+}
+
+// granted reports what is wrong with a slot that was granted and not used yet: its host must have asked for it not long ago, in these words.
+func (l *ledger) granted(s *step, h Holder) string {
+	c := Claim{Group: l.group, Host: h.Host, BootID: h.BootID, From: h.From, To: h.To, Reason: h.Reason, Zone: h.Zone, Class: h.Class}
+	limit := forgotten
+	if d := time.Duration(s.Policy.GrantDeadline); d > 0 {
+		limit += d
+	} else {
+		limit = 0 // granted for as long as it takes
+	}
+	return l.wanted(c, h.Proof, s.now, limit)
+}
+
+// wanted reports what is wrong with a claim's proof, "" if nothing is. It may not be older than limit, if there is one.
+func (l *ledger) wanted(c Claim, proof []byte, now time.Time, limit time.Duration) string {
+	key, ok := l.keys[c.Host]
+	if !ok {
+		return "the host has no key in the group's signed policy"
+	}
+	st, by, err := open(proof)
+	switch age := now.Sub(st.At); {
+	case err != nil:
+		return err.Error()
+	case by != key:
+		return "it is signed by another key than the host's"
+	case st.Says != wants || st.Group != l.group || st.Name != c.Host || st.Claim == nil || *st.Claim != c:
+		return "the host has signed something else"
+	case age < -forgotten || limit > 0 && age > limit:
+		return "what the host has signed is of another time"
+	}
+	return ""
+}
+
+// admits reports whether a waiter has itself asked for its place.
+func (l *ledger) admits(w Waiter, now time.Time) bool {
+	return l == nil || l.wanted(w.Claim, w.Proof, now, forgotten) == ""
+}
+
+// mayGoDown is asked in the transaction in which a host says that it goes down: by what is signed, and not by what was granted, because a grant can be forged.
+func (s *step) mayGoDown(i int) error {
+	if s.ledger == nil {
+		return nil
+	}
+	others, zone := 0, 0
+	for j, h := range s.Holders {
+		if j == i || h.Phase == Granted {
+			continue
+		}
+		others++
+		if h.Zone == s.Holders[i].Zone || s.unknown(h) {
+			zone++
+		}
+	}
+	if others >= s.Policy.Max {
+		return fmt.Errorf("%w: %d hosts are down already, and the policy allows %d", ErrNotHeld, others, s.Policy.Max)
+	}
+	if limit := s.Policy.zoneMax(s.Holders[i].Zone); limit >= 0 && zone >= limit {
+		return fmt.Errorf("%w: %d hosts of zone %q are down already, and the policy allows %d", ErrNotHeld, zone, s.Holders[i].Zone, limit)
+	}
+	return nil
+}
+
+// signs makes the records that a change needs. again means that some have to be made first, and the change is to be tried again on top of them.
+func (k *Keeper) signs(st *step) (records []Record, again bool, err error) {
+	l := st.ledger
+	if !equalPolicy(st.Policy, l.policy) || st.keys != nil && !maps.Equal(st.keys, l.keys) {
+		keys := l.keys
+		if st.keys != nil {
+			keys = st.keys
+		}
+		r, err := k.signOwner(l, st.now, st.Policy, keys)
+		if err != nil {
+			return nil, false, err
+		}
+		records, again = append(records, r), r.Version == 0
+		l = &ledger{group: l.group, keys: keys, records: l.records, known: l.known}
+	}
+	for _, h := range st.Holders {
+		if _, ok := l.keys[h.Host]; !ok && h.Phase != Granted {
+			return nil, false, fmt.Errorf("%w: %q has no key in the group's signed policy", ErrUnsigned, h.Host)
+		}
+	}
+	for _, host := range slices.Sorted(maps.Keys(l.keys)) {
+		was, ok := l.known[host]
+		if !ok {
+			continue // accepted just now: what its record says counts from the next change on
+		}
+		i := st.holder(host)
+		is := i >= 0 && st.Holders[i].Phase != Granted
+		if is == was.down() {
+			continue
+		}
+		s := statement{Group: l.group, Name: host, At: st.now, Says: up, Outcome: st.outcome}
+		if is {
+			h := st.Holders[i]
+			s.Says, s.Outcome, s.Token = down, "", h.Token
+			s.Claim = &Claim{Group: l.group, Host: host, BootID: h.BootID, From: h.From, To: h.To, Reason: h.Reason, Zone: h.Zone, Class: h.Class}
+		} else {
+			s.Token = was.Token
+		}
+		key := k.signerOf(l.keys[host])
+		if key == nil && !is {
+			key = k.opt.Owner
+		}
+		if key == nil {
+			return nil, false, fmt.Errorf("%w: only %q itself, or an owner of the group, can say that it is %s", ErrUnsigned, host, s.Says)
+		}
+		r, err := seal(key, l.record(host), s)
+		if err != nil {
+			return nil, false, err
+		}
+		records, again = append(records, r), again || r.Version == 0
+	}
+	if again {
+		records = slices.DeleteFunc(records, func(r Record) bool { return r.Version > 0 })
+	}
+	return records, again, nil
+}
+
+// signerOf returns the keeper's own key if it has this fingerprint.
+func (k *Keeper) signerOf(fingerprint string) crypto.Signer {
+	if k.opt.Signer == nil {
+		return nil
+	}
+	if print, err := Fingerprint(k.opt.Signer.Public()); err != nil || print != fingerprint {
+		return nil
+	}
+	return k.opt.Signer
+}
+
+// seal signs what replaces a record. The first record under a name can only say hello: the store has not said yet when it was born.
+func seal(key crypto.Signer, old Record, s statement) (Record, error) {
+	if old.Version == 0 {
+		s = statement{Group: s.Group, Name: s.Name, At: s.At, Says: hello}
+	}
+	s.Born, s.Version = old.Born, old.Version+1
+	data, err := sign(key, s)
+	old.Data = data
+	return old, err
+}
+
+func (k *Keeper) signOwner(l *ledger, now time.Time, p Policy, keys map[string]string) (Record, error) {
+	if k.opt.Owner == nil {
+		return Record{}, fmt.Errorf("%w: the policy of the group is signed, and only an owner can change it", ErrUnsigned)
+	}
+	return seal(k.opt.Owner, l.record(ownerRecord), statement{Group: l.group, Name: ownerRecord, At: now, Policy: &p, Keys: keys})
+}
+
+// Enrol leaves the key of this keeper's signer with the group, under the name of a host, for an owner to accept. A group that has accepted it is left as it is.
+// It may be called at any time, and does nothing without a signer.
+func (k *Keeper) Enrol(ctx context.Context, group, host string) error {
+	if err := errors.Join(CheckGroup(group), CheckHost(host)); err != nil || k.opt.Signer == nil {
+		return err
+	}
+	k.mu.Lock()
+	marked := k.marked[group+"/"+host]
+	k.mu.Unlock()
+	if marked {
+		return nil // it has just said that it goes down
+	}
+	fail := func(err error) error {
+		return fmt.Errorf("leaving the key of %q with group %q: %w", host, group, err)
+	}
+	mine, err := Fingerprint(k.opt.Signer.Public())
+	if err != nil {
+		return fail(err)
+	}
+	for range attempts {
+		v, err := k.store.Read(ctx, group, "", 0)
+		if err != nil {
+			return fail(err)
+		}
+		list, err := k.store.Records(ctx, group, host)
+		if err != nil {
+			return fail(err)
+		}
+		r := Record{Name: host}
+		if len(list) > 0 {
+			r = list[0]
+		}
+		if st, by, err := r.last(group); err == nil && by == mine && (st.Says == up || st.Says == down) {
+			return nil
+		}
+		s, err := decodeState(v.State, v.StateRev)
+		if err != nil {
+			return fail(err)
+		}
+		l, err := k.ledger(ctx, group, s)
+		if err == nil && l != nil && l.keys[host] == mine {
+			return nil // what is wrong with its record is put right by its next verdict, not by its word that all is well
+		}
+		if r, err = seal(k.opt.Signer, r, statement{Group: group, Name: host, At: k.opt.Now().UTC().Round(0), Says: up}); err != nil {
+			return fail(err)
+		}
+		if err := k.putRecords(ctx, group, v, s, r); err != nil && !errors.Is(err, ErrConflict) {
+			return fail(err)
+		}
+	}
+	return fail(ErrConflict)
+}
+
+// putRecords writes records and leaves the state as it is.
+func (k *Keeper) putRecords(ctx context.Context, group string, v View, s State, records ...Record) error {
+	data := v.State
+	if v.StateRev == 0 {
+		var err error
+		if data, err = json.Marshal(s); err != nil {
+			return err
+		}
+	}
+	_, _, err := k.store.Commit(ctx, group, "", 0, v, Change{State: data, Records: records})
+	return err
+}
+
+// Sign makes the policy of a group, as it is, one that an owner has signed: from then on its hosts say by their own keys that they go down and that they are well,
+// and nobody else can for them. It takes the owner's key, and that no host is down that has not signed so. It may be called again, with another owner's key too.
+// After somebody without a key has changed or deleted what an owner had signed, the hosts' keys are to be accepted again.
+func (k *Keeper) Sign(ctx context.Context, group string) error {
+	return k.resign(ctx, group, "signed", func(s *step, l *ledger) ([]Record, error) {
+		owners, err := k.owners()
+		if err != nil {
+			return nil, err
+		}
+		if l.verify(k, owners) == nil {
+			l.reconcile(s)
+		} else {
+			l.keys = nil
+			for _, h := range s.Holders {
+				if h.Phase != Granted {
+					return nil, fmt.Errorf("%w: %q holds a slot, and nobody has signed that; wait until it is back", ErrInvalid, h.Host)
+				}
+			}
+		}
+		s.Schema = signedSchema
+		r, err := k.signOwner(l, s.now, s.Policy, l.keys)
+		return []Record{r}, err
+	})
+}
+
+// Unsign lets a group be used without signatures again, by those who name no owner's key.
+func (k *Keeper) Unsign(ctx context.Context, group string) error {
+	return k.resign(ctx, group, "not signed any more", func(s *step, _ *ledger) ([]Record, error) {
+		s.Schema = schema
+		return nil, nil
+	})
+}
+
+// resign changes whether a group is signed. It does not ask whether what was signed still holds.
+func (k *Keeper) resign(ctx context.Context, group, what string, f func(*step, *ledger) ([]Record, error)) error {
+	fail := func(err error) error { return fmt.Errorf("changing who signs for group %q: %w", group, err) }
+	if err := CheckGroup(group); err != nil {
+		return err
+	}
+	if k.opt.Owner == nil {
+		return fail(fmt.Errorf("%w: it takes an owner's key", ErrUnsigned))
+	}
+	for range attempts {
+		v, err := k.store.Read(ctx, group, "", 0)
+		if err != nil {
+			return fail(err)
+		}
+		s, err := decodeState(v.State, v.StateRev)
+		if err != nil {
+			return fail(err)
+		}
+		l, err := k.readLedger(ctx, group)
+		if err != nil {
+			return fail(err)
+		}
+		st := s.begin(k.opt.Now(), k.opt.By)
+		records, err := f(st, l)
+		if err != nil {
+			return fail(err)
+		}
+		again := len(records) > 0 && records[0].Version == 0
+		if again {
+			err = k.putRecords(ctx, group, v, s, records...)
+		} else {
+			st.log(what, "", "", "", "")
+			st.signal = true
+			c, e := st.commit()
+			if e != nil {
+				return fail(e)
+			}
+			c.Records = records
+			_, _, err = k.store.Commit(ctx, group, "", 0, v, c)
+		}
+		switch {
+		case errors.Is(err, ErrConflict) || err == nil && again:
+		case err != nil:
+			return fail(err)
+		default:
+			return nil
+		}
+	}
+	return fail(ErrConflict)
+}
+
+// Accept enters the key of a host into the signed policy. The host has left it with [Keeper.Enrol]; fingerprint is the one that it should have, or "" for whatever
+// it is. The fingerprint that was entered is returned.
+func (k *Keeper) Accept(ctx context.Context, group, host, fingerprint string) (string, error) {
+	if err := CheckHost(host); err != nil {
+		return "", err
+	}
+	if fingerprint != "" {
+		if err := checkFingerprint(fingerprint); err != nil {
+			return "", err
+		}
+	}
+	entered := ""
+	err := k.edit(ctx, group, func(s *step) error {
+		st, by, err := s.ledger.record(host).last(group)
+		switch {
+		case err != nil:
+			return fmt.Errorf("the key of %q: %w", host, err)
+		case slices.Contains(s.ledger.owners, by):
+			return fmt.Errorf("the key of %q: %w: its record is an owner's; the host leaves its key with flipside fleet enrol, or when it wants to reboot", host, ErrUnsigned)
+		case fingerprint != "" && by != fingerprint:
+			return fmt.Errorf("the key of %q: %w: it has left %s", host, ErrUnsigned, by)
+		case st.Says != up && st.Says != down: // a host that is down keeps its slot until it says otherwise
+			return fmt.Errorf("the key of %q: %w: it says %q", host, ErrUnsigned, st.Says)
+		}
+		entered = by
+		if s.ledger.keys[host] == by {
+			return nil
+		}
+		s.keys = maps.Clone(s.ledger.keys)
+		if s.keys == nil {
+			s.keys = map[string]string{}
+		}
+		s.keys[host] = by
+		s.signal = true
+		s.log("key accepted", host, "", "", by)
+		return nil
+	})
+	return entered, err
+}
+
+// Forget takes the key of a host out of the signed policy, and with it the slot that it may hold.
+func (k *Keeper) Forget(ctx context.Context, group, host, why string) error {
+	return k.edit(ctx, group, func(s *step) error {
+		if _, ok := s.ledger.keys[host]; !ok {
+			return fmt.Errorf("%w: the group knows no key of %q", ErrInvalid, host)
+		}
+		s.keys = maps.Clone(s.ledger.keys)
+		delete(s.keys, host)
+		s.Holders = slices.DeleteFunc(s.Holders, func(h Holder) bool { return h.Host == host })
+		s.log("key forgotten", host, "", "", clip(why))
+		return nil
+	})
+}
+
+// edit changes what an owner has signed.
+func (k *Keeper) edit(ctx context.Context, group string, f func(*step) error) error {
+	return k.change(ctx, group, "", "", func(s *step) error {
+		if s.ledger == nil {
+			return fmt.Errorf("%w: it takes an owner's key", ErrUnsigned)
+		}
+		return f(s)
+	})
+}
+
+// HostKey is a key that a host has left with a group.
+type HostKey struct {
+	Host        string    `json:"host"`
+	Fingerprint string    `json:"fingerprint,omitempty"` // that is accepted
+	Left        string    `json:"left,omitempty"`        // that the host has left, if it is another one
+	Says        string    `json:"says,omitempty"`        // "up", "down"
+	At          time.Time `json:"at,omitzero"`
+	Problem     string    `json:"problem,omitempty"` // why its record is not believed
+}
+
+// Keys lists the hosts that have left a key, and those that have one accepted.
+func (k *Keeper) Keys(ctx context.Context, group string) ([]HostKey, error) {
+	if err := CheckGroup(group); err != nil {
+		return nil, err
+	}
+	owners, err := k.owners()
+	if err != nil {
+		return nil, err
+	}
+	l, err := k.readLedger(ctx, group)
+	if err != nil {
+		return nil, fmt.Errorf("reading the keys of group %q: %w", group, err)
+	}
+	signed := len(owners) > 0 && l.verify(k, owners) == nil
+	names := map[string]bool{}
+	for name := range l.records {
+		names[name] = name != ownerRecord
+	}
+	for name := range l.keys {
+		names[name] = true
+	}
+	list := []HostKey{}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		if !names[name] {
+			continue
+		}
+		h := HostKey{Host: name}
+		st, by, err := k.last(group, l.record(name))
+		if err == nil {
+			h.Says, h.At = string(st.Says), st.At
+		}
+		if signed {
+			h.Fingerprint = l.keys[name]
+			if is, ok := l.known[name]; ok && err == nil {
+				err = is.err
+			}
+		}
+		if by != h.Fingerprint && !slices.Contains(owners, by) {
+			h.Left = by
+		}
+		if err != nil {
+			h.Problem = err.Error()
+		}
+		list = append(list, h)
+	}
+	return list, nil
+}
