@@ -402,8 +402,14 @@ func (k *Keeper) Enrol(ctx context.Context, group, host string) error {
 			return fail(err)
 		}
 		l, err := k.ledger(ctx, group, s)
-		if err == nil && l != nil && l.keys[host] == mine {
-			return nil // what is wrong with its record is put right by its next verdict, not by its word that all is well
+		if err == nil && l != nil {
+			switch accepted := l.keys[host]; accepted {
+			case mine:
+				return nil // what is wrong with its record is put right by its next verdict, not by its word that all is well
+			case "":
+			default:
+				return fail(fmt.Errorf("%w: the key that is accepted for this name is %s, and this one is %s; flipside fleet forget takes the old one out", ErrUnsigned, accepted, mine))
+			}
 		}
 		if r, err = seal(k.opt.Signer, r, statement{Group: group, Name: host, At: k.opt.Now().UTC().Round(0), Says: up}); err != nil {
 			return fail(err)

@@ -29,6 +29,7 @@ Exit status: 0 done, 3 nothing to do, 5 something is halted (status), 7 etcd doe
 	cmd.AddCommand(
 		a.fleetStatus(s), a.fleetPlan(s), a.fleetHistory(s), a.fleetWatch(s), a.fleetPolicy(s),
 		a.fleetPause(s), a.lockResume(s), a.fleetForceRelease(s), a.fleetServe(s), a.fleetImport(s),
+		a.fleetSign(s), a.fleetKeys(s), a.fleetAccept(s), a.fleetForget(s), a.fleetEnrol(s),
 	)
 	return cmd
 }

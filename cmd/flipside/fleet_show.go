@@ -130,6 +130,9 @@ func (a *app) groupScreen(group string, st lock.State, now time.Time) *sheet {
 		head += fmt.Sprintf(", a reboot takes about %s", d.Round(time.Second))
 	}
 	s.line("group %s: %s%s", s.paint(bold, group), s.gauge(st), head)
+	for _, t := range st.Tampered {
+		s.line("%s: %s", s.paint(red, "NOT SIGNED"), omaha.Printable(t))
+	}
 	if st.Policy.Max == 0 {
 		how := "flipside fleet resume --group " + group
 		if st.Policy.PausedMax == 0 {

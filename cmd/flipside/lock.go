@@ -29,7 +29,10 @@ type semaphoreFlags struct {
 	group                                     string
 	ca, cert, key, user, passwordFile, prefix string
 	store                                     string // directory of a semaphore without etcd
-	asHosts                                   bool   // what is done is done by the hosts that ask, not by an operator
+	ownerKey                                  string // private key of an owner of the group
+	owners                                    []string
+	signer                                    string
+	asHosts                                   bool // what is done is done by the hosts that ask, not by an operator
 	timeout                                   time.Duration
 }
 
@@ -45,6 +48,9 @@ func (a *app) semaphore(cmd *cobra.Command) *semaphoreFlags {
 	f.StringVar(&s.passwordFile, "password-file", "", "`file` whose first line is the password")
 	f.StringVar(&s.prefix, "prefix", etcd.DefaultPrefix, "`prefix` of the keys in etcd")
 	f.StringVar(&s.store, "store", "", "`directory` of a semaphore that \"fleet serve\" keeps on this machine, instead of etcd")
+	f.StringVar(&s.ownerKey, "owner-key", "", "PEM `file` of an owner's private key, for changes in a group whose policy is signed")
+	f.StringSliceVar(&s.owners, "owner", nil, "PEM `file` of an owner's public key; may be repeated (default lock.owners)")
+	f.StringVar(&s.signer, "signer", "", "PEM `file` of the key of the host that is spoken for, or \"tpm:device\", in a group whose policy is signed")
 	f.DurationVar(&s.timeout, "timeout", 10*time.Second, "how long etcd may take to answer")
 	return s
 }
@@ -59,6 +65,9 @@ func (s *semaphoreFlags) config() (etcd.Config, error) {
 		s.ca, s.cert, s.key = cmp.Or(s.ca, c.Lock.CA), cmp.Or(s.cert, c.Lock.Cert), cmp.Or(s.key, c.Lock.Key)
 		s.user, s.passwordFile = cmp.Or(s.user, c.Lock.User), cmp.Or(s.passwordFile, c.Lock.Password)
 		s.group = cmp.Or(s.group, c.Lock.Group)
+		if len(s.owners) == 0 {
+			s.owners = c.Lock.Owners
+		}
 	case err != nil && (s.app.config != "" || !errors.Is(err, os.ErrNotExist)) && len(s.endpoints) == 0:
 		return etcd.Config{}, err
 	}
@@ -77,19 +86,38 @@ func (s *semaphoreFlags) config() (etcd.Config, error) {
 		}
 		password, _, _ = strings.Cut(strings.TrimSpace(string(data)), "\n")
 	}
-	by := operator()
-	if s.asHosts {
-		by = ""
+	opt, err := s.options(c.Trust.TPM)
+	if err != nil {
+		return etcd.Config{}, err
 	}
 	cfg := etcd.Config{
 		Endpoints: s.endpoints, CA: s.ca, Cert: s.cert, Key: s.key, User: s.user, Password: password, Prefix: s.prefix,
-		RequestTimeout: s.timeout, Keeper: lock.Options{By: by},
+		RequestTimeout: s.timeout, Keeper: opt,
 	}
 	if trust.IsKeyName(s.key) {
 		cfg.Cert, cfg.Key = "", ""
 		cfg.Certificate = func() (*tls.Certificate, error) { return trust.Certificate(s.cert, s.key, c.Trust.TPM) }
 	}
 	return cfg, nil
+}
+
+// options say who acts, and whose signatures count.
+func (s *semaphoreFlags) options(tpm string) (opt lock.Options, err error) {
+	if !s.asHosts {
+		opt.By = operator()
+	}
+	if s.ownerKey != "" {
+		if opt.Owner, err = trust.Signer(s.ownerKey, tpm); err != nil {
+			return opt, err
+		}
+	}
+	if opt.Owners, err = trust.PublicKeys(s.owners); err != nil {
+		return opt, err
+	}
+	if s.signer != "" {
+		opt.Signer, err = trust.Signer(s.signer, tpm)
+	}
+	return opt, err
 }
 
 // operator names whoever runs this command, for the audit trail.
@@ -132,7 +160,11 @@ func (s *semaphoreFlags) connect(ctx context.Context) (*lock.Keeper, error) {
 	case err != nil:
 		return nil, err
 	}
-	return lock.On(store, lock.Options{By: operator()}), nil
+	opt, err := s.options("")
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return lock.On(store, opt), nil
 }
 
 // with runs f on the semaphore and gives its errors exit codes and hints.
@@ -150,6 +182,10 @@ func (s *semaphoreFlags) with(ctx context.Context, f func(*lock.Keeper) error) e
 		return withHint(withExit(exitPermitted, err), "etcd refuses these credentials: --user, --password-file, --cert, --key")
 	case errors.Is(err, lock.ErrUnavailable) && s.store == "":
 		return withHint(err, "is etcd running at %s?", strings.Join(s.endpoints, ", "))
+	case errors.Is(err, lock.ErrUnsigned) && s.ownerKey == "":
+		return withHint(withExit(exitPermitted, err), "--owner-key names the file of an owner's key; flipside fleet keys shows what is signed in the group")
+	case errors.Is(err, lock.ErrUnsigned):
+		return withHint(withExit(exitPermitted, err), "flipside fleet keys shows what is signed in the group, and by whom")
 	case errors.Is(err, lock.ErrInvalid):
 		return &usageError{err}
 	case errors.Is(err, lock.ErrHalted), errors.Is(err, lock.ErrClosed):
@@ -434,10 +470,11 @@ type groupDocument struct {
 	Failures map[string]lock.Failure `json:"failures,omitempty"`
 	Halts    map[string]lock.Halt    `json:"halts,omitempty"`
 	Measured lock.Duration           `json:"measured,omitempty"`
+	Tampered []string                `json:"tampered,omitempty"`
 }
 
 func groupDoc(schema, group string, st lock.State) groupDocument {
-	d := groupDocument{schema, group, st.Policy, st.Holders, st.Queue, st.Failures, st.Halts, st.Measured}
+	d := groupDocument{schema, group, st.Policy, st.Holders, st.Queue, st.Failures, st.Halts, st.Measured, st.Tampered}
 	if d.Holders == nil {
 		d.Holders = []lock.Holder{}
 	}

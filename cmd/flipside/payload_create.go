@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flipside-linux/flipside/payload/build"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 func (a *app) payloadKeygenCommand() *cobra.Command {
@@ -89,35 +90,7 @@ func writeNew(path string, data []byte, mode os.FileMode) error {
 }
 
 // loadSigner reads a private key.
-func loadSigner(path string) (crypto.Signer, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading a private key: %w", err)
-	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, fmt.Errorf("reading a private key: %s holds no PEM block", path)
-	}
-	var key any
-	switch block.Type {
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "RSA PRIVATE KEY":
-		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(block.Bytes)
-	default:
-		err = fmt.Errorf("a PEM block of type %q is not a private key", block.Type)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading a private key: %s: %w", path, err)
-	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("reading a private key: %s: a key of type %T cannot sign", path, key)
-	}
-	return signer, nil
-}
+func loadSigner(path string) (crypto.Signer, error) { return trust.Signer(path, "") }
 
 func (a *app) payloadCreateCommand() *cobra.Command {
 	var images, olds, keys, postinstall []string

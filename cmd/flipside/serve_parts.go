@@ -14,12 +14,14 @@ import (
 	"github.com/flipside-linux/flipside/lock/etcd"
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/omaha/server"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 // semaphoreView is how the release server's page looks at the cluster's semaphore. It only reads.
 type semaphoreView struct {
 	cfg          etcd.Config
 	passwordFile string
+	owners       []string
 }
 
 func (v *semaphoreView) flags(f *pflag.FlagSet) {
@@ -29,6 +31,7 @@ func (v *semaphoreView) flags(f *pflag.FlagSet) {
 	f.StringVar(&v.cfg.Key, "semaphore-key", "", "PEM `file` of its key")
 	f.StringVar(&v.cfg.User, "semaphore-user", "", "etcd `user`; one that may read is enough")
 	f.StringVar(&v.passwordFile, "semaphore-password-file", "", "`file` whose first line is the password")
+	f.StringSliceVar(&v.owners, "semaphore-owner", nil, "PEM `file` of the public key of who signs the groups' policies; may be repeated. What is not signed is then shown as such")
 	f.StringVar(&v.cfg.Prefix, "semaphore-prefix", etcd.DefaultPrefix, "`prefix` of the keys in etcd")
 }
 
@@ -41,6 +44,9 @@ func (v *semaphoreView) open(opt *server.Options) (closer func() error, err erro
 		if v.cfg.Password, err = firstLine(v.passwordFile); err != nil {
 			return nil, err
 		}
+	}
+	if v.cfg.Keeper.Owners, err = trust.PublicKeys(v.owners); err != nil {
+		return nil, err
 	}
 	v.cfg.RequestTimeout = 2 * time.Second
 	k, err := etcd.New(v.cfg)
@@ -67,6 +73,9 @@ func rebootGroups(ctx context.Context, k *lock.Keeper) ([]server.RebootGroup, er
 		g := server.RebootGroup{Name: name, Max: st.Policy.Max, Holders: []server.RebootHost{}, Queue: []server.RebootHost{}}
 		for _, version := range sortedKeys(st.Halts) {
 			g.Halted = append(g.Halted, omaha.Printable("release "+version+" is halted: "+st.Halts[version].Reason))
+		}
+		for _, t := range st.Tampered {
+			g.Tampered = append(g.Tampered, omaha.Printable(t))
 		}
 		for _, h := range st.Holders {
 			g.Holders = append(g.Holders, server.RebootHost{

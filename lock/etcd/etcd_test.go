@@ -170,7 +170,7 @@ func TestUnreadableState(t *testing.T) {
 	endpoint, _ := start(t)
 	c := client(t, endpoint)
 	k := open(t, etcd.Config{Endpoints: []string{endpoint}})
-	for _, body := range []string{"garbage", `{"schema":2}`, `{}`, `{"schema":1,"policy":{"max":-1}}`, `{"schema":1,"holders":3}`, ""} {
+	for _, body := range []string{"garbage", `{"schema":3}`, `{}`, `{"schema":1,"policy":{"max":-1}}`, `{"schema":1,"holders":3}`, ""} {
 		if _, err := c.Put(t.Context(), etcd.DefaultPrefix+"g/state", body); err != nil {
 			t.Fatal(err)
 		}

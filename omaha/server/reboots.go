@@ -10,11 +10,12 @@ import (
 // RebootGroup is a group of the cluster's semaphore as the page shows it: who holds a reboot slot, and who waits for one.
 // The server only shows it; whoever starts the server says where it comes from (see Options.Reboots).
 type RebootGroup struct {
-	Name    string       `json:"name"`
-	Max     int          `json:"max"`              // hosts that may be down at once
-	Halted  []string     `json:"halted,omitempty"` // versions that the cluster has halted, and why
-	Holders []RebootHost `json:"holders"`
-	Queue   []RebootHost `json:"queue"` // next first
+	Name     string       `json:"name"`
+	Max      int          `json:"max"`                // hosts that may be down at once
+	Halted   []string     `json:"halted,omitempty"`   // versions that the cluster has halted, and why
+	Tampered []string     `json:"tampered,omitempty"` // what somebody has written into the semaphore who may not
+	Holders  []RebootHost `json:"holders"`
+	Queue    []RebootHost `json:"queue"` // next first
 }
 
 // RebootHost is a host that holds a slot or waits for one.

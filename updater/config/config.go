@@ -166,6 +166,8 @@ type Lock struct {
 	User      string   `toml:"user"`
 	Password  string   `toml:"password_file"`
 	Timeout   Duration `toml:"timeout"`
+	Signer    string   `toml:"signer"` // key by which this host says that it goes down and is well: a PEM file, or "tpm:device"
+	Owners    []string `toml:"owners"` // PEM files of those who may sign the group's policy; with any, what they and the hosts' keys have not signed does not count
 }
 
 // Health says what makes a boot good.
@@ -380,6 +382,12 @@ func (c *Config) check() (errs []error) {
 	}
 	if c.Lock.FleetLock != "" && len(c.Lock.Endpoints) > 0 {
 		add("lock.endpoints and lock.fleetlock are two semaphores; set one")
+	}
+	if (c.Lock.Signer != "" || len(c.Lock.Owners) > 0) && len(c.Lock.Endpoints) == 0 {
+		add("lock.signer and lock.owners are for a semaphore in etcd; set lock.endpoints")
+	}
+	if len(c.Lock.Owners) > 0 && c.Lock.Signer == "" {
+		add("lock.owners without lock.signer: a group whose policy is signed takes no host without a key")
 	}
 	if c.Reboot.GateRetry <= 0 {
 		add("reboot.gate_retry must be more than zero")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -12,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/lock/etcd"
+	"github.com/flipside-linux/flipside/lock/etcd/etcdtest"
 	releases "github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/payload/build"
 	"github.com/flipside-linux/flipside/updater"
@@ -377,5 +381,75 @@ func TestProofOfABoot(t *testing.T) {
 	h, _ = r.server.Host(id)
 	if h.Proof.Version != "2.0.0" || h.Proof.Key != key || !strings.Contains(h.Proof.Refused, "this host's is "+key) {
 		t.Errorf("the server knows %+v", h.Proof)
+	}
+}
+
+// A group whose policy is signed: a host goes down and comes back by the key in its TPM. Its disk in another machine, with etcd's credentials and the host's name,
+// gets no slot and gives none back.
+func TestClonedDiskGetsNoSlot(t *testing.T) {
+	e := trusttest.Start(t)
+	endpoint, stop, err := etcdtest.StartEmbedded(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	provision := func() {
+		t.Helper()
+		tpm, err := trust.OpenTPM(e.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tpm.Close()
+		if err := tpm.ProvisionKeys(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	provision()
+	r := newRig(t)
+	owner := r.newKey("owner")
+	op, err := etcd.New(etcd.Config{Endpoints: []string{endpoint}, Keeper: lock.Options{Owner: owner}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer op.Close()
+	if err := op.Sign(t.Context(), "default"); err != nil {
+		t.Fatal(err)
+	}
+	r.conf = fmt.Sprintf("[trust]\ntpm = %q\n[lock]\nendpoints = [%q]\nsigner = \"tpm:device\"\nowners = [%q]\n", e.Socket, endpoint, filepath.Join(r.dir, "owner.pem"))
+	slot, _ := r.boot()
+	name, err := LockName(r.config(slot))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.publish("2.0.0", r.numbered("2.0.0", day, "", r.key))
+	st, rebooted := r.run(slot, func(st updater.Status) bool {
+		return st.Phase == updater.Armed && strings.Contains(st.Why, "not accepted")
+	})
+	if rebooted {
+		t.Fatalf("it rebooted, and nobody has accepted its key: %+v", st)
+	}
+	keys, err := op.Keys(t.Context(), "default")
+	if err != nil || len(keys) != 1 || keys[0].Host != name {
+		t.Fatalf("%+v, %v", keys, err)
+	}
+	if _, err := op.Accept(t.Context(), "default", name, keys[0].Left); err != nil {
+		t.Fatal(err)
+	}
+	if _, rebooted := r.run(slot, func(updater.Status) bool { return false }); !rebooted {
+		t.Fatal("no reboot")
+	}
+	if s, err := op.State(t.Context(), "default"); err != nil || len(s.Holders) != 1 || s.Holders[0].Phase != lock.Rebooting || len(s.Tampered) > 0 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+
+	e.Replace() // another machine with this one's disk comes up in its place
+	provision()
+	slot, _ = r.boot()
+	r.run(slot, func(st updater.Status) bool { return st.Verdict != nil && st.Verdict.Error != "" || settled(st) })
+	if s, err := op.State(t.Context(), "default"); err != nil || len(s.Holders) != 1 || s.Holders[0].Host != name {
+		t.Errorf("another machine has freed the slot: %+v, %v", s, err)
+	}
+	if keys, err := op.Keys(t.Context(), "default"); err != nil || keys[0].Problem != "" || keys[0].Says != "down" {
+		t.Errorf("%+v, %v", keys, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/config"
 )
 
 // gatekeeper asks the host's gates, and speaks with the cluster's semaphore if there is one.
@@ -38,6 +39,15 @@ func lockName(alias, machineID string) string {
 		return machineID
 	}
 	return name
+}
+
+// LockName is what the host that c configures is called in the semaphore.
+func LockName(c config.Config) (string, error) {
+	id, err := readLine("machine id", c.Host.MachineID)
+	if err != nil {
+		return "", err
+	}
+	return lockName(c.Host.Alias, id), nil
 }
 
 func (g *gatekeeper) claim(o omaha.Offer) lock.Claim {
@@ -155,6 +165,25 @@ func (g *gatekeeper) Verdict(ctx context.Context, v updater.Verdict) error {
 		lv.Outcome = lock.Healthy
 	}
 	return g.release(ctx, lv)
+}
+
+// enrol leaves this host's key with its group, so that an owner can accept it before the host wants to reboot for the first time. It tries until the
+// store answers.
+func (g *gatekeeper) enrol(ctx context.Context) {
+	k, ok := g.semaphore.(*lock.Keeper)
+	if !ok {
+		return
+	}
+	for wait := time.Second; ; wait = min(2*wait, 5*time.Minute) {
+		if err := k.Enrol(ctx, g.group, g.host); err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
 }
 
 func (g *gatekeeper) release(ctx context.Context, v lock.Verdict) error {

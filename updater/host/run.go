@@ -138,6 +138,9 @@ func runUntil(ctx context.Context, c config.Config, log *slog.Logger, ready chan
 	task("the message bus is gone", func() error { serveBus(serving, d, c, log); return nil })
 	task("the service manager is not told any more", func() error { notify(serving, d, ready); return nil })
 	task("the watchdog is not told any more", func() error { watchdog(serving, e); return nil })
+	if g, ok := e.Gates.(*gatekeeper); ok {
+		task("this host's key was not left with its group", func() error { g.enrol(serving); return nil })
+	}
 	task("the metrics are not written any more", func() error { return observe(serving, d, m, c.Metrics.Textfile, log) })
 	return e.Run(ctx)
 }

@@ -34,8 +34,17 @@ func semaphore(c config.Lock, tpm string) (lock.Semaphore, func() error, error) 
 	if err != nil {
 		return nil, nil, fmt.Errorf("the semaphore: %w", err)
 	}
+	var opt lock.Options
+	if c.Signer != "" {
+		if opt.Signer, err = trust.Signer(c.Signer, tpm); err != nil {
+			return nil, nil, fmt.Errorf("the semaphore: lock.signer: %w", err)
+		}
+	}
+	if opt.Owners, err = trust.PublicKeys(c.Owners); err != nil {
+		return nil, nil, fmt.Errorf("the semaphore: lock.owners: %w", err)
+	}
 	k, err := etcd.New(etcd.Config{
-		Endpoints: c.Endpoints, CA: c.CA, Certificate: cert, User: c.User, Password: password, RequestTimeout: time.Duration(c.Timeout),
+		Endpoints: c.Endpoints, CA: c.CA, Certificate: cert, User: c.User, Password: password, RequestTimeout: time.Duration(c.Timeout), Keeper: opt,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("the semaphore: %w", err)
