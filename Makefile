@@ -14,7 +14,7 @@ FUZZTIME  ?= 4s
 # What a bare Debian 12 machine lacks. Installed by "make deps" when root runs it; only named otherwise.
 DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm squashfs-tools bsdiff openssl chromium fonts-dejavu-core
 
-.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha screenshots bench-delta bench-payload simulate cluster powercut install clean deps toolchain
+.PHONY: vm vm-images vm-soak vm-short help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha screenshots bench-delta bench-payload simulate cluster powercut install clean deps peers toolchain
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,8 @@ demo: deps build ## watch three hosts update themselves (no root needed; touches
 test: deps vet fmt-check staticcheck test-go test-race powercut screenshots fuzz ## everything that must hold, on a clean clone
 	@echo "all tests passed"
 
-test-go: toolchain
-	$(GO) test ./...
+test-go: toolchain peers
+	PATH="$(CURDIR)/bin/peers/usr/bin:$$PATH" $(GO) test ./...
 
 test-race: toolchain
 	$(GO) test -race -short -timeout 20m $(RACE)
@@ -140,6 +140,9 @@ machines: packages ## a machine that really boots and reboots: the deb installed
 
 clean: ## remove what the build made
 	rm -rf $(BIN) dist
+
+peers: # programs that Flipside talks to, for the tests; unpacked and not installed: they would run as services
+	@.ci/peers bin/peers etcd-server prometheus
 
 deps: # what the tests and the demo use of the system
 	@.ci/deps $(DEB_PACKAGES)
