@@ -108,6 +108,7 @@ install: build ## install programs, units, alert rules and documents into $(DEST
 	install -D -m 0755 $(BIN)/flipsided $(DESTDIR)$(PREFIX)/sbin/flipsided
 	install -D -m 0755 $(BIN)/flipside $(DESTDIR)$(PREFIX)/bin/flipside
 	install -D -m 0644 packaging/systemd/flipsided.service $(DESTDIR)$(PREFIX)/lib/systemd/system/flipsided.service
+	install -m 0644 packaging/systemd/flipside-serve@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -m 0644 packaging/systemd/flipside-deadman.service packaging/systemd/flipside-deadman.timer $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -D -m 0755 packaging/systemd/deadman $(DESTDIR)$(PREFIX)/lib/flipside/deadman
 	install -D -m 0644 packaging/systemd/flipside.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/flipside.catalog

@@ -133,15 +133,18 @@ func (w *world) in(d time.Duration, call func()) {
 // rush is the time within which all hosts want to reboot.
 const rush = 10 * time.Minute
 
+// outages is how often the store is away, for ten minutes each.
+const outages = 4
+
 func newWorld(t *testing.T, seed uint64, hosts, limit, zoneMax, budget int) *world {
 	w := &world{
 		t: t, rng: rand.New(rand.NewPCG(seed, 1)), now: time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC), memory: lock.NewMemory(),
 		byName: map[string]*simHost{}, down: map[string]int{}, max: limit, zoneMax: zoneMax,
 	}
 	begin := w.now
-	outages := []time.Duration{20 * time.Minute, 2 * time.Hour, 5 * time.Hour, 9 * time.Hour}
+	times := [outages]time.Duration{20 * time.Minute, 2 * time.Hour, 5 * time.Hour, 9 * time.Hour}
 	w.away = func(now time.Time) bool {
-		for _, o := range outages {
+		for _, o := range times {
 			if d := now.Sub(begin.Add(o)); d >= 0 && d < 10*time.Minute {
 				return true
 			}
@@ -346,11 +349,14 @@ func TestSimulationFinishes(t *testing.T) {
 				}
 			})
 			w.run(func() bool { return w.over() })
-			counts := map[string]int{}
+			counts, lost := map[string]int{}, 0
 			longest := time.Duration(0)
 			for _, h := range w.hosts {
 				counts[h.state]++
 				longest = max(longest, h.begun.Sub(h.queued))
+				if h.lostTurn() {
+					lost++
+				}
 			}
 			if counts["done"]+counts["failed"]+counts["gone"] != hosts {
 				t.Errorf("not everybody had a turn: %v", counts)
@@ -361,9 +367,12 @@ func TestSimulationFinishes(t *testing.T) {
 					t.Logf("%s %s %s", e.Time.Format(time.TimeOnly), e.What, e.Why)
 				}
 			}
+			if most := limit * outages; lost > most {
+				t.Errorf("%d hosts lost a turn that they could not use in time, more than could have had one before the %d outages", lost, outages)
+			}
 			begin := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
-			t.Logf("%d hosts: %v, at most %d down, %.2f requests a host, finished after %s, longest wait %s", hosts, counts, w.most,
-				float64(w.requests)/float64(hosts), w.finished.Sub(begin).Round(time.Minute), longest.Round(time.Minute))
+			t.Logf("%d hosts: %v, at most %d down, %.2f requests a host, finished after %s, longest wait %s, %d lost a turn", hosts, counts, w.most,
+				float64(w.requests)/float64(hosts), w.finished.Sub(begin).Round(time.Minute), longest.Round(time.Minute), lost)
 			if forecast.IsZero() {
 				t.Log("everybody was done before the forecast")
 				return
@@ -379,10 +388,11 @@ func TestSimulationFinishes(t *testing.T) {
 
 // overtaken is the longest time that a host of the same zone, which had asked later, was served before another. First come, first served means
 // none; but a host that cannot reach the store when it is served begins a little later.
+// Whoever had a turn and could not use it in time queues again, at the end.
 func overtaken(hosts []*simHost) (longest time.Duration, name string) {
 	byZone := map[string][]*simHost{}
 	for _, h := range hosts {
-		if !h.begun.IsZero() {
+		if !h.begun.IsZero() && !h.lostTurn() {
 			byZone[h.zone] = append(byZone[h.zone], h)
 		}
 	}
@@ -399,6 +409,10 @@ func overtaken(hosts []*simHost) (longest time.Duration, name string) {
 		}
 	}
 	return longest, name
+}
+
+func (h *simHost) lostTurn() bool {
+	return slices.ContainsFunc(h.trail, func(e lock.Entry) bool { return e.What == "taken back" })
 }
 
 // The failure budget stops the version: no host begins after the halt, and no more fail than the budget and those that were under way.
