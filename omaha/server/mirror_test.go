@@ -5,10 +5,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // A channel with steps on the way is mirrored whole, over real HTTP, and only once.
@@ -100,4 +104,47 @@ func archive(t *testing.T, name, content string) []byte {
 	}
 	w.Close()
 	return b.Bytes()
+}
+
+// A server that follows another has what that one publishes, without anybody's hand, and goes on with what it has while upstream is away.
+func TestFollow(t *testing.T) {
+	up := newLab(t)
+	up.publishVersion("1.1.0", 1)
+	var away atomic.Bool
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if away.Load() {
+			http.Error(w, "away", http.StatusServiceUnavailable)
+			return
+		}
+		up.ServeHTTP(w, r)
+	}))
+	defer proxy.Close()
+	mirror := newLab(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		mirror.Follow(ctx, Upstream{HTTP: up.http, URL: proxy.URL + "/v1/update/", AppID: testApp, Track: "ignored"}, []string{"stable"}, 20*time.Millisecond)
+	}()
+	has := func(version string) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			ch, err := mirror.publish.Channel("stable")
+			if err == nil && ch.Version == version {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("the mirror's channel is %+v, %v, want %s", ch, err, version)
+			}
+		}
+	}
+	has("1.1.0")
+	away.Store(true)
+	up.publishVersion("1.2.0", 2)
+	time.Sleep(60 * time.Millisecond)
+	has("1.1.0")
+	away.Store(false)
+	has("1.2.0")
+	cancel()
+	<-ended
 }
