@@ -125,6 +125,7 @@ install: build ## install programs, units, alert rules and documents into $(DEST
 	install -d $(DESTDIR)$(PREFIX)/share/flipside/prometheus
 	install -m 0644 packaging/prometheus/flipside.rules.yml packaging/prometheus/flipside.dashboard.json $(DESTDIR)$(PREFIX)/share/flipside/prometheus/
 	install -d $(DESTDIR)$(PREFIX)/share/doc/flipside
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/flipside/pictures docs/pictures/*
 	install -m 0644 README.md CHANGELOG.md docs/*.md packaging/examples/flipside.toml $(DESTDIR)$(PREFIX)/share/doc/flipside/
 	install -m 0644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/flipside/copyright
 
