@@ -36,7 +36,8 @@ func (a *app) trustCommand() *cobra.Command {
 		Use:   "trust",
 		Short: "what this host believes: the oldest release it takes, the keys that count, its own key in the TPM",
 	}
-	cmd.AddCommand(a.trustStatusCommand(), a.trustProvisionCommand(), a.trustResetCommand(), a.trustRequestCommand())
+	cmd.AddCommand(a.trustStatusCommand(), a.trustProvisionCommand(), a.trustResetCommand(), a.trustRequestCommand(),
+		a.trustPCRsCommand(), a.trustSealCommand(), a.trustUnsealCommand())
 	return cmd
 }
 

@@ -11,8 +11,57 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flipside-linux/flipside/updater/trust"
 	"github.com/flipside-linux/flipside/updater/trust/trusttest"
 )
+
+// A secret is sealed, and opens where the key has authorised what is measured: here nothing, because nobody has booted the kernel.
+func TestTrustSeal(t *testing.T) {
+	e := trusttest.Start(t)
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	conf := file("flipside.toml", fmt.Sprintf("[update]\nserver = \"https://updates.example/\"\n[trust]\ntpm = %q\n", e.Socket))
+	run := func(want int, stdin string, args ...string) string {
+		t.Helper()
+		var out, errs bytes.Buffer
+		a := &app{stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs}
+		if code := a.run(t.Context(), append([]string{"--config", conf}, args...)); code != want {
+			t.Fatalf("flipside %s: status %d, want %d\n%s%s", strings.Join(args, " "), code, want, out.String(), errs.String())
+		}
+		return out.String() + errs.String()
+	}
+	key := filepath.Join(dir, "pcr")
+	run(exitOK, "", "payload", "keygen", "--type", "rsa2048", key)
+	kernel := file("kernel.efi", string(trusttest.Kernel(trusttest.Section{Name: ".linux", Data: []byte("linux")})))
+	sealed := filepath.Join(dir, "sealed.json")
+	run(exitOK, "secret", "trust", "seal", key+".pub", "-o", sealed)
+	run(exitVerify, "", "trust", "unseal", sealed)
+	sigs := file("sigs.json", run(exitOK, "", "trust", "pcrs", kernel, "--key", key))
+	run(exitVerify, "", "trust", "unseal", sealed, "--signature", sigs)
+	run(exitVerify, "", "trust", "pcrs", sealed)
+	if out := run(exitOK, "", "trust", "pcrs", kernel, "--phase", "enter-initrd,enter-initrd:leave-initrd"); strings.Count(out, "11:sha256=") != 2 {
+		t.Error(out)
+	}
+	// A policy for the PCR as it is in an emulator that has booted nothing.
+	signer, err := loadSigner(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := trust.SignPCRs(signer, map[uint][]byte{11: make([]byte, 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := run(exitOK, "", "trust", "unseal", sealed, "--signature", sigs+","+file("now.json", string(now))); out != "secret" {
+		t.Errorf("%q", out)
+	}
+}
 
 func TestTrustCommand(t *testing.T) {
 	e := trusttest.Start(t)

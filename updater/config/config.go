@@ -201,14 +201,16 @@ type Host struct {
 
 // Trust says how much a host believes, and how it proves who it is.
 type Trust struct {
-	Floor       string `toml:"floor"`       // where the lowest acceptable release is remembered: "auto" (the TPM once it is provisioned, and the file), "tpm", "file"
-	TPM         string `toml:"tpm"`         // device of the TPM, or the socket of an emulator
-	Product     string `toml:"product"`     // only payloads that are signed as being for this product; "": any
-	Signatures  int    `toml:"signatures"`  // by different keys, that a payload needs
-	Development bool   `toml:"development"` // development keys count
-	Unlock      string `toml:"unlock"`      // program that lets the next boot's secrets open, and says if they will not: then the slot is not armed; "": none
-	Proof       string `toml:"proof"`       // URL of the release server (…/v1/proof) that gets a TPM quote after every boot that is good; "": none
-	PCRPolicy   string `toml:"pcr_policy"`  // URL that a payload's PCR policy is posted to before the slot is armed; "": none
+	Floor       string   `toml:"floor"`       // where the lowest acceptable release is remembered: "auto" (the TPM once it is provisioned, and the file), "tpm", "file"
+	TPM         string   `toml:"tpm"`         // device of the TPM, or the socket of an emulator
+	Product     string   `toml:"product"`     // only payloads that are signed as being for this product; "": any
+	Signatures  int      `toml:"signatures"`  // by different keys, that a payload needs
+	Development bool     `toml:"development"` // development keys count
+	Unlock      string   `toml:"unlock"`      // program that lets the next boot's secrets open, and says if they will not: then the slot is not armed; "": none
+	Proof       string   `toml:"proof"`       // URL of the release server (…/v1/proof) that gets a TPM quote after every boot that is good; "": none
+	PCRKeys     []string `toml:"pcr_keys"`    // PEM files of RSA keys whose signed PCR policies open this host's secrets; a slot without such a policy is not armed
+	PCRPhase    string   `toml:"pcr_phase"`   // of the boot in which the secrets are opened, as systemd-measure names it
+	PCRPolicy   string   `toml:"pcr_policy"`  // URL that a payload's PCR policy is posted to before the slot is armed; "": none
 }
 
 // Paths says where things are kept.
@@ -295,7 +297,7 @@ func Default() Config {
 			Units: []string{"boot-complete.target"}, Patience: Duration(5 * time.Minute), Watchdog: "/dev/watchdog",
 		},
 		Host:  Host{OSRelease: "/usr/lib/os-release", MachineID: "/etc/machine-id", BootID: "/proc/sys/kernel/random/boot_id", OEM: "/etc/oem-release", Bus: "auto"},
-		Trust: Trust{Floor: "auto", TPM: "/dev/tpmrm0", Signatures: 1},
+		Trust: Trust{Floor: "auto", TPM: "/dev/tpmrm0", Signatures: 1, PCRPhase: "enter-initrd"},
 		Paths: Paths{State: "/var/lib/flipside", Run: "/run/flipside"},
 	}
 }

@@ -4,8 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -451,5 +457,87 @@ func TestClonedDiskGetsNoSlot(t *testing.T) {
 	}
 	if keys, err := op.Keys(t.Context(), "default"); err != nil || keys[0].Problem != "" || keys[0].Says != "down" {
 		t.Errorf("%+v, %v", keys, err)
+	}
+}
+
+// The disk's key is sealed to signed PCR policies. A release whose kernel leads to PCRs that nobody has authorised is not armed, and the host stays where its disk
+// opens; one that is authorised is, and so is the way back.
+func TestNextSlotsPCRPolicy(t *testing.T) {
+	r := newRig(t)
+	r.bootDir()
+	pcrKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(&pcrKey.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("pcr.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	r.conf = "[trust]\npcr_keys = [\"" + filepath.Join(r.dir, "pcr.pem") + "\"]\n"
+	kernel := func(version, authorised string) []byte {
+		sections := func(v string) []trusttest.Section {
+			return []trusttest.Section{{Name: ".linux", Data: []byte("kernel " + v)}}
+		}
+		k, err := trust.ReadKernel(bytes.NewReader(trusttest.Kernel(sections(authorised)...)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := k.At(trust.DefaultPhase)
+		sigs, err := trust.SignPCRs(pcrKey, map[uint][]byte{11: at[:]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return trusttest.Kernel(append(sections(version), trusttest.Section{Name: ".pcrsig", Data: sigs})...)
+	}
+	r.write("boot/vmlinuz-a", string(kernel("1.0.0", "1.0.0")))
+	release := func(version string, kernel []byte) []byte {
+		img := r.image(version)
+		if n := len(kernel) % 4096; n > 0 {
+			kernel = append(kernel, make([]byte, 4096-n)...)
+		}
+		return r.bundle(build.Image{Name: "usr", Data: bytes.NewReader(img), Size: int64(len(img))}, kernel)
+	}
+	for _, tt := range []struct {
+		version string
+		kernel  []byte
+		want    string
+	}{
+		{"2.0.0", kernel("2.0.0", "1.9.9"), "none of the 1 policies"},
+		{"2.0.1", []byte("a kernel that is no unified image"), "cannot be predicted"},
+		{"2.0.2", nil, "the release brings no kernel"},
+	} {
+		r.publish(tt.version, release(tt.version, tt.kernel))
+		slot, _ := r.boot()
+		st, rebooted := r.run(slot, func(st updater.Status) bool { return settled(st) && strings.Contains(st.LastError, tt.want) })
+		if rebooted {
+			t.Fatalf("release %s was taken", tt.version)
+		}
+		if s := r.slot("USR-B"); s.Bootable() {
+			t.Errorf("release %s: %+v, %q", tt.version, s, st.LastError)
+		}
+	}
+	r.update("3.0.0", release("3.0.0", kernel("3.0.0", "3.0.0")))
+
+	// And back: only to a slot whose secrets open.
+	slot, _ := r.boot()
+	g := &guard{conf: r.config(slot), log: slog.New(slog.DiscardHandler)}
+	files := func(name string) map[string]string {
+		return map[string]string{kernelPart: filepath.Join(r.dir, "boot", name)}
+	}
+	if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a"), "VERSION=1.0.0"); err != nil {
+		t.Errorf("back to 1.0.0: %v", err)
+	}
+	r.write("boot/vmlinuz-a", string(kernel("1.0.0", "0.9.0")))
+	if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a")); !errors.Is(err, errSecrets) {
+		t.Errorf("back to a kernel that nobody has authorised: %v", err)
+	}
+	g.conf.Trust.Unlock = "/bin/true" // judges what cannot be predicted, and overrules nothing
+	if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a")); !errors.Is(err, errSecrets) {
+		t.Errorf("with a program that says yes: %v", err)
+	}
+	r.write("boot/vmlinuz-a", "no unified image")
+	if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a")); err != nil {
+		t.Errorf("what cannot be predicted, with a program that says yes: %v", err)
 	}
 }

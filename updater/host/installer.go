@@ -395,11 +395,11 @@ func (in *installer) goBack(ctx context.Context, u updater.Update) error {
 			delete(files, part) // the release brought none
 		}
 	}
-	env := []string{"KERNEL=" + files[kernelPart], "PCR_POLICY=" + files[policyPart]}
+	var env []string
 	if _, err := omaha.CompareVersions(u.Offer.Version, u.Offer.Version); err == nil { // what is on a slot that this host never wrote is not known
 		env = append(env, "VERSION="+u.Offer.Version)
 	}
-	if err := in.guard.secrets(ctx, "arm", u.ToSlot, env...); err != nil {
+	if err := in.guard.opens(ctx, u.ToSlot, files, env...); err != nil {
 		return err
 	}
 	d, err := in.open(false)

@@ -101,7 +101,69 @@ func (g *guard) prepare(ctx context.Context, slot, version string, files map[str
 			return fmt.Errorf("%w: handing on the PCR policy of release %s: %w", errGuard, version, err)
 		}
 	}
-	return g.secrets(ctx, "arm", slot, "VERSION="+version, "KERNEL="+files[kernelPart], "PCR_POLICY="+files[policyPart])
+	return g.opens(ctx, slot, files, "VERSION="+version)
+}
+
+// opens asks whether the secrets of the next boot will open in a slot: by the signed PCR policy of its release, if the host knows the key, and then by the host's
+// own program. A policy that cannot be judged leaves it to that program; without one it is a no.
+func (g *guard) opens(ctx context.Context, slot string, files map[string]string, env ...string) error {
+	if len(g.conf.Trust.PCRKeys) > 0 {
+		err := g.checkPCRs(files)
+		switch {
+		case errors.Is(err, trust.ErrUnpredictable) && g.conf.Trust.Unlock != "":
+			g.log.Warn("trust.unlock alone decides whether the secrets of the next boot will open", "slot", slot, "reason", err)
+		case errors.Is(err, trust.ErrUnpredictable), errors.Is(err, trust.ErrShut):
+			return fmt.Errorf("%w: slot %s: %w", errSecrets, slot, err)
+		case err != nil:
+			return fmt.Errorf("%w: slot %s: %w", errGuard, slot, err)
+		}
+	}
+	return g.secrets(ctx, "arm", slot, append(env, "KERNEL="+files[kernelPart], "PCR_POLICY="+files[policyPart])...)
+}
+
+func (g *guard) checkPCRs(files map[string]string) error {
+	keys, err := trust.LoadPCRKeys(g.conf.Trust.PCRKeys)
+	if err != nil {
+		return fmt.Errorf("trust.pcr_keys: %w", err)
+	}
+	path := files[kernelPart]
+	if path == "" {
+		return fmt.Errorf("%w: the release brings no kernel", trust.ErrUnpredictable)
+	}
+	kernel, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("looking at what the next boot will measure: %w", err)
+	}
+	defer kernel.Close()
+	var beside []byte
+	if path := files[policyPart]; path != "" {
+		data, err := readSome(path)
+		if err != nil {
+			return fmt.Errorf("reading the release's PCR policy: %w", err)
+		}
+		if bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) { // not the archive of older payloads
+			beside = data
+		}
+	}
+	check := trust.PCRKeys{Keys: keys, Phase: g.conf.Trust.PCRPhase, Current: func(list []uint) (map[uint][]byte, error) {
+		t, err := trust.OpenTPM(g.conf.Trust.TPM)
+		if err != nil {
+			return nil, err
+		}
+		defer t.Close()
+		return t.PCRs(list)
+	}}
+	return check.Check(kernel, beside)
+}
+
+// readSome reads the beginning of a file that should be small.
+func readSome(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 1<<20))
 }
 
 // post sends a PCR policy as the older update engine did: the file as application/octet-stream, before the slot is armed.

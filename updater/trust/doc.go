@@ -28,5 +28,10 @@
 // [Device] is a key that was made in the TPM and cannot leave it, as a [crypto.Signer] for TLS. A [Proof] is a TPM quote, by a
 // second key that signs nothing but what the TPM itself says, over the PCRs, a nonce of the server, the slot and the version.
 //
+// # Secrets that are sealed to PCRs
+//
+// [PCRKeys] says whether a slot's boot will lead to PCR values that a key has authorised, by predicting PCR 11 of its unified kernel image ([ReadKernel]), before the
+// slot is armed. [TPM.Seal] makes a secret that opens for those. The signatures are JSON as systemd-measure writes it.
+//
 // Formats: TPM 2.0 Library specification, parts 1 to 3, through go-tpm's direct API.
 package trust
