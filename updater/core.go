@@ -339,6 +339,12 @@ func (s *steps) start(f Facts) {
 		s.enter(Armed)
 		c.gatesDue = s.now
 		s.wake()
+	case newBoot && st.Phase == Armed && s.slot(u.ToSlot).Priority == 0:
+		// Power was lost between giving the release up and saving that: nobody has booted it. A boot loader spends tries and leaves the priority.
+		s.note(Ordered, "release %s was given up before it was booted", u.Offer.Version)
+		s.do(LeaveQueue{"given up"})
+		s.report(omaha.Failed(codeIgnoredPerPolicy))
+		s.forget()
 	case newBoot:
 		reason := u.Healthless
 		switch {

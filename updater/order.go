@@ -57,7 +57,7 @@ func (c *Core) Refuses(ev Event) error {
 			if st.Update.Rollback == "" {
 				return nil
 			}
-			return fmt.Errorf("%w: %s is chosen to boot next already", ErrNothing, st.Update.ToSlot)
+			return fmt.Errorf("%w: %s is chosen to boot next already; \"flipside cancel\" undoes that", ErrNothing, st.Update.ToSlot)
 		case Idle:
 			if c.busy {
 				return fmt.Errorf("%w: the server is being asked", ErrUnderWay)

@@ -223,6 +223,47 @@ Exit status: 0 given up, 4 the other slot boots next, 3 there is nothing to go b
 	return cmd
 }
 
+func (a *app) cancelCommand() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "cancel",
+		Short: "give up what waits for its reboot",
+		Args:  cobra.NoArgs,
+		Long: `Cancel gives up the release that is in place and waits for its reboot: its slot does not boot, and the release is not taken again before
+"flipside check --forgive VERSION", or before a newer one is offered. A rollback that waits for its reboot is undone: the host stays on its
+release, and the other slot is what it falls back to, as before.
+
+Exit status: 0 given up, 3 nothing waits for a reboot, 8 something is under way, 7 not permitted.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			st, err := a.now(cmd.Context())
+			if err != nil {
+				return err
+			}
+			// A person who gives a release up does not want it again with the next check, which is what Cancel, and the older daemon, would do.
+			c, what := control.Command{Action: control.Rollback}, "give up the release that waits for its reboot"
+			switch u := st.Update; {
+			case st.Phase != updater.Armed || u == nil:
+				c.Action = control.Cancel // the daemon says why not
+			case u.Rollback != "":
+				c.Action, what = control.Cancel, fmt.Sprintf("stay on release %s", st.Version)
+			default:
+				what = fmt.Sprintf("give up release %s before it was ever booted", u.Version)
+			}
+			if st.Phase == updater.Armed {
+				if err := a.confirm(yes, what); err != nil {
+					return err
+				}
+			}
+			if st, err = a.do(cmd.Context(), c); err != nil {
+				return err
+			}
+			return a.said(st, "done: %s", what)
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
 func (a *app) rebootCommand() *cobra.Command {
 	var now, yes bool
 	cmd := &cobra.Command{

@@ -189,7 +189,7 @@ func (a *app) command() *cobra.Command {
 	f.StringVar(&a.config, "config", "", "read only this configuration `file` (default /etc/flipside/flipside.toml, its drop-ins, and update.conf)")
 	f.StringVar(&a.socket, "socket", "", "the daemon's control socket (default from the configuration)")
 	root.AddCommand(
-		a.statusCommand(), a.whyCommand(), a.watchCommand(), a.planCommand(), a.checkCommand(), a.updateCommand(), a.rebootCommand(), a.rollbackCommand(),
+		a.statusCommand(), a.whyCommand(), a.watchCommand(), a.planCommand(), a.checkCommand(), a.updateCommand(), a.rebootCommand(), a.cancelCommand(), a.rollbackCommand(),
 		a.pauseCommand(), a.resumeCommand(), a.pinCommand(), a.unpinCommand(),
 		a.channelCommand(), a.historyCommand(), a.configCommand(), a.migrateCommand(),
 	)

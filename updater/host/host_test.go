@@ -46,19 +46,20 @@ const (
 
 // rig is one host on a real disk image, with a real release server.
 type rig struct {
-	t         *testing.T
-	dir       string
-	disk      string
-	slots     map[string]int64 // where each begins
-	key       crypto.Signer
-	server    *releases.Server
-	http      *httptest.Server
-	conf      string // further lines of configuration
-	keysConf  string // where keys are pinned; "": release.pem
-	slotsConf string // and of its slots
-	entries   string // directory of systemd-boot's entries; "": the boot bits are in the partition table
-	images    map[string][]byte
-	wrap      func(http.Handler) http.Handler
+	t          *testing.T
+	dir        string
+	disk       string
+	slots      map[string]int64 // where each begins
+	key        crypto.Signer
+	server     *releases.Server
+	http       *httptest.Server
+	conf       string // further lines of configuration
+	rebootConf string // and of its table reboot
+	keysConf   string // where keys are pinned; "": release.pem
+	slotsConf  string // and of its slots
+	entries    string // directory of systemd-boot's entries; "": the boot bits are in the partition table
+	images     map[string][]byte
+	wrap       func(http.Handler) http.Handler
 
 	lastConfig string // what config parsed last
 }
@@ -218,7 +219,7 @@ retry = "20ms"
 disk = %q
 running = %q
 %s[reboot]
-method = "exit"
+%smethod = "exit"
 inhibit_dir = ""
 [health]
 dir = ""
@@ -232,7 +233,7 @@ boot_id = %q
 [paths]
 state = %q
 run = %q
-`, r.http.URL+"/v1/update/", cmp.Or(r.keysConf, r.dir+"/release.pem"), r.disk, running, r.slotsConf, r.dir+"/os-release", r.dir+"/machine-id", r.dir+"/boot_id", r.dir+"/state", r.dir+"/run")
+`, r.http.URL+"/v1/update/", cmp.Or(r.keysConf, r.dir+"/release.pem"), r.disk, running, r.slotsConf, r.rebootConf, r.dir+"/os-release", r.dir+"/machine-id", r.dir+"/boot_id", r.dir+"/state", r.dir+"/run")
 	r.lastConfig = text + r.conf
 	c, err := config.Parse("test.toml", []byte(r.lastConfig))
 	if err != nil {

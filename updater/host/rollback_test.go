@@ -107,3 +107,41 @@ func TestPCRPolicyThroughTheProxy(t *testing.T) {
 		t.Errorf("the proxy got %q", got)
 	}
 }
+
+// A rollback that is given up before its reboot leaves both slots as good as they were, whatever it was that waited.
+func TestRollbackGivenUp(t *testing.T) {
+	r := newRig(t)
+	r.update("1.5.0", r.payload("1.5.0", r.image("1.5.0"), r.key))
+	running, version := r.boot()
+	before := r.slot("USR-A")
+	r.rebootConf = "strategy = \"off\"\n"
+	var failed error
+	step := 0
+	st, rebooted := r.run(running, func(st updater.Status) bool {
+		do := func(a control.Action) {
+			step++
+			if _, err := control.Do(t.Context(), filepath.Join(r.dir, "run", "control.sock"), control.Command{Action: a}); err != nil {
+				failed = errors.Join(failed, err)
+			}
+		}
+		switch {
+		case step == 0 && settled(st):
+			do(control.Rollback)
+		case step == 1 && st.Phase == updater.Armed && len(st.Gates) > 0:
+			if next := r.slot("USR-A"); next.Successful || next.Tries == 0 {
+				failed = errors.Join(failed, errors.New("USR-A is not on trial"))
+			}
+			do(control.Cancel)
+		case step == 2 && st.Phase == updater.Idle:
+			return true
+		}
+		return failed != nil
+	})
+	if failed != nil || rebooted || st.Version != version {
+		t.Fatalf("%v, rebooted %v, %+v", failed, rebooted, st)
+	}
+	run, other := r.slot(running), r.slot("USR-A")
+	if !other.Successful || other.Tries != before.Tries || !run.Successful || run.Priority <= other.Priority {
+		t.Errorf("running %+v, other %+v, which was %+v", run, other, before)
+	}
+}
