@@ -6,26 +6,35 @@ import "google.golang.org/protobuf/encoding/protowire"
 // of major 1 is parsed before anybody has vouched for it.
 const (
 	maxMessagesUnsigned = 1 << 18 // 100 MB of memory at the worst, and 25 times what a 2 GiB image needs
-	maxMessagesSigned   = 1 << 22
+	maxMessagesSigned   = 1 << 20 // and only whoever holds a pinned key can ask for that much
+	maxImageSignatures  = 256     // of images, which readers leave alone
 )
 
-// nested says which fields of a message are messages themselves, by the path of field numbers that leads to them.
-type nested map[protowire.Number]nested
-
-func nestedV1() nested {
-	operation := nested{4: nil, 6: nil}
-	return nested{1: operation, 2: operation, 8: nil, 9: nil, 11: nil, 10: {2: operation, 3: nil, 4: nil}}
+// message says which fields of a message are messages themselves.
+type message struct {
+	fields map[protowire.Number]*message
+	few    bool // at most maxImageSignatures of them in all
 }
 
-func nestedV2() nested {
-	return nested{11: nil, 13: {5: nil, 6: nil, 7: nil, 8: {4: nil, 6: nil}}}
+func messageV1() *message {
+	leaf := &message{}
+	operation := &message{fields: map[protowire.Number]*message{4: leaf, 6: leaf}}
+	procedure := &message{fields: map[protowire.Number]*message{2: operation, 3: leaf, 4: leaf}}
+	return &message{fields: map[protowire.Number]*message{1: operation, 2: operation, 8: leaf, 9: leaf, 10: procedure, 11: leaf}}
+}
+
+func messageV2() *message {
+	leaf := &message{}
+	operation := &message{fields: map[protowire.Number]*message{4: leaf, 6: leaf}}
+	partition := &message{fields: map[protowire.Number]*message{5: {few: true}, 6: leaf, 7: leaf, 8: operation}}
+	return &message{fields: map[protowire.Number]*message{11: leaf, 13: partition}}
 }
 
 // bound counts the messages in a manifest without building any of them, and refuses too many.
-func bound(data []byte, in nested, limit int) error {
-	n := 0
-	var walk func(data []byte, in nested) error
-	walk = func(data []byte, in nested) error {
+func bound(data []byte, in *message, limit int) error {
+	n, few := 0, 0
+	var walk func(data []byte, in *message) error
+	walk = func(data []byte, in *message) error {
 		for len(data) > 0 {
 			num, typ, tag := protowire.ConsumeTag(data)
 			if tag < 0 {
@@ -35,10 +44,15 @@ func bound(data []byte, in nested, limit int) error {
 			if size < 0 {
 				return malformed("the manifest cannot be read: %v", protowire.ParseError(size))
 			}
-			sub, ok := in[num]
+			sub, ok := in.fields[num]
 			if ok && typ == protowire.BytesType {
 				if n++; n > limit {
 					return malformed("the manifest holds more than %d operations and extents", limit)
+				}
+				if sub.few {
+					if few++; few > maxImageSignatures {
+						return malformed("the manifest holds more than %d signatures of images", maxImageSignatures)
+					}
 				}
 				body, _ := protowire.ConsumeBytes(data[tag:])
 				if err := walk(body, sub); err != nil {

@@ -221,7 +221,7 @@ func (p *Payload) readV2(data []byte) error {
 	if p.keys.Len() == 0 {
 		limit = maxMessagesUnsigned
 	}
-	if err := bound(data, nestedV2(), limit); err != nil {
+	if err := bound(data, messageV2(), limit); err != nil {
 		return err
 	}
 	var m metadata.Manifest
@@ -277,7 +277,7 @@ func (p *Payload) readV2(data []byte) error {
 }
 
 func (p *Payload) readV1(data []byte) error {
-	if err := bound(data, nestedV1(), maxMessagesUnsigned); err != nil {
+	if err := bound(data, messageV1(), maxMessagesUnsigned); err != nil {
 		return err
 	}
 	var m metadata.ManifestV1

@@ -370,19 +370,16 @@ func (b *builder) image(img Image) (*metadata.PartitionUpdate, error) {
 
 // encoder compresses chunks.
 type encoder struct {
-	how         Compression
-	zstd, quick *zstd.Encoder
-	xz          toxz.Encoder
+	how  Compression
+	zstd *zstd.Encoder
+	xz   toxz.Encoder
 }
 
 func newEncoder(how Compression) (*encoder, error) {
-	quick, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
-	if err != nil {
-		return nil, err
-	}
-	e := &encoder{how: how, quick: quick}
+	e := &encoder{how: how}
 	switch how {
 	case Zstd:
+		var err error
 		e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderCRC(false))
 		return e, err
 	case XZ, Bzip2, None, Smallest:

@@ -295,10 +295,6 @@ func (d *deltaMaker) encodeUnit(e *encoder, u unit) (made, []int, error) {
 	if err != nil {
 		return made{}, nil, err
 	}
-	// A patch that is far smaller than a quick compression of the data need not be compared with a slow one.
-	if ok && patched.size() < len(e.quick.EncodeAll(data, nil))/4 {
-		return patched, nil, nil
-	}
 	c := e.encode(data)
 	if c.err != nil {
 		return made{}, nil, c.err
