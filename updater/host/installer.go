@@ -441,10 +441,15 @@ func (in *installer) Stay(ctx context.Context, slot string) error {
 	if err != nil {
 		return err
 	}
-	if err := d.Stay(run, slot, int(in.conf.Slots.Tries)); !errors.Is(err, partition.ErrNotProven) {
+	err = d.Stay(run, slot, int(in.conf.Slots.Tries))
+	if errors.Is(err, partition.ErrNotProven) {
+		err = d.MarkBad(slot)
+	}
+	if err != nil {
 		return err
 	}
-	return d.MarkBad(slot)
+	in.withoutDeadman()
+	return nil
 }
 
 func (in *installer) Confirm(ctx context.Context) error {
