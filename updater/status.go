@@ -53,6 +53,8 @@ type Status struct {
 	LastUpdate *Done     `json:"last_update,omitempty"`
 	Unsent     int       `json:"unsent_reports,omitempty"`
 	Verdict    *Verdict  `json:"unsent_verdict,omitempty"`
+	Warnings   []string  `json:"warnings,omitempty"` // what people should do something about before it hurts, such as a key that ends
+	KeysEnd    time.Time `json:"keys_end,omitzero"`  // from when on the pinned keys are too few for a release to be taken; zero if they do not end
 
 	holds map[string]string // of the state
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 // publisher makes a publisher for dir, which publishes only what one of the keys signed: the given ones, or those in
@@ -43,11 +44,26 @@ func verifier(keys []string) (func(context.Context, string) error, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	ring, err := payload.LoadKeys(keys...)
+	ring, err := keyring(keys, trust.KeyPolicy{})
 	if err != nil {
 		return nil, err
 	}
 	return func(ctx context.Context, path string) error { return verifyPayload(ctx, path, ring) }, nil
+}
+
+// keyring reads keys by the rules of a host: files, and directories of drop-ins with their roles, times and revocations. A path that is not there is an
+// error here, because somebody has named it.
+func keyring(paths []string, policy trust.KeyPolicy) (*payload.Keyring, error) {
+	for _, p := range paths {
+		if _, err := os.Stat(p); err != nil {
+			return nil, fmt.Errorf("%w: %w", payload.ErrNoKey, err)
+		}
+	}
+	k, err := trust.LoadKeys(paths, policy)
+	if err != nil {
+		return nil, err
+	}
+	return k.Ring(), nil
 }
 
 // verifyPayload checks everything of a payload that a host would check, down to the last operation, by applying it to

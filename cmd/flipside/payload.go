@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 // payloadCommand makes, reads, checks and applies payloads.
@@ -105,8 +106,8 @@ func payloadError(err error) error {
 }
 
 // openPayload opens a file with the keys that were named.
-func openPayload(ctx context.Context, file string, keys []string) (*payload.Payload, error) {
-	ring, err := payload.LoadKeys(keys...)
+func openPayload(ctx context.Context, file string, keys []string, policy trust.KeyPolicy) (*payload.Payload, error) {
+	ring, err := keyring(keys, policy)
 	if err != nil {
 		return nil, payloadError(err)
 	}
@@ -131,7 +132,7 @@ what the file claims; with one, the signature of the metadata is checked first.`
 		Args: exactArgs(1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(keys) > 0 {
-				p, err := openPayload(cmd.Context(), args[0], keys)
+				p, err := openPayload(cmd.Context(), args[0], keys, trust.KeyPolicy{})
 				if err != nil {
 					return err
 				}

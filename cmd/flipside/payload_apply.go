@@ -13,22 +13,26 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 func (a *app) payloadVerifyCommand() *cobra.Command {
-	var keys, from []string
+	var keys, dirs, from []string
+	var policy trust.KeyPolicy
 	cmd := &cobra.Command{
 		Use:   "verify FILE",
 		Short: "check everything about a payload",
 		Long: `Verify checks the signatures with the keys given, reads the whole file, decodes every operation, and compares the images
 that come out with the hashes in the manifest. The images are kept in a temporary directory (TMPDIR) meanwhile.
 
+Directories of keys are read as hosts read them: NAME.pem, and NAME.toml with a key's role and time and with revocations. --keys DIR is --key DIR.
+
 A delta is checked with the images that it changes: --from PATH, or --from NAME=PATH for each of several partitions.
 
 Exit status: 0 all of it holds, 6 it does not.`,
 		Args: exactArgs(1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := openPayload(cmd.Context(), args[0], keys)
+			p, err := openPayload(cmd.Context(), args[0], append(keys, dirs...), policy)
 			if err != nil {
 				return err
 			}
@@ -54,6 +58,9 @@ Exit status: 0 all of it holds, 6 it does not.`,
 		},
 	}
 	cmd.Flags().StringSliceVar(&keys, "key", nil, "public key (PEM file or directory); any one of several is enough")
+	cmd.Flags().StringSliceVar(&dirs, "keys", nil, "`directory` of keys, as a host's keys.d; may be repeated")
+	cmd.Flags().IntVar(&policy.Signatures, "signatures", 1, "`number` of different keys that must have signed, as trust.signatures on a host")
+	cmd.Flags().BoolVar(&policy.Development, "development", false, "development keys count")
 	cmd.Flags().StringSliceVar(&from, "from", nil, "old image of a delta; NAME=PATH for one of several partitions")
 	return cmd
 }
@@ -72,7 +79,7 @@ only read, and nothing is written before they were found to be the right ones.
 Exit status: 0 the images are written and proven, 6 something does not verify.`,
 		Args: exactArgs(1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := openPayload(cmd.Context(), args[0], keys)
+			p, err := openPayload(cmd.Context(), args[0], keys, trust.KeyPolicy{})
 			if err != nil {
 				return err
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 // benchResult is the JSON form of what an apply costs.
@@ -55,7 +56,7 @@ the time went into. Times are sums over all goroutines: with several workers the
 The images go to --dir, so that the disk is the one that is of interest, and are removed at the end.`,
 		Args: exactArgs(1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := openPayload(cmd.Context(), args[0], keys)
+			p, err := openPayload(cmd.Context(), args[0], keys, trust.KeyPolicy{})
 			if err != nil {
 				return err
 			}

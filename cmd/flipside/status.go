@@ -233,6 +233,9 @@ func facts(st updater.Status, now time.Time) (rows [][2]string) {
 	if !st.NextCheck.IsZero() {
 		add("next check", "%s", when(st.NextCheck, now))
 	}
+	for _, w := range st.Warnings {
+		add("warning", "%s", w)
+	}
 	if st.LastError != "" {
 		add("last error", "%s: %s", when(st.ErrorAt, now), st.LastError)
 	}

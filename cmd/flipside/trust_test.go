@@ -118,3 +118,59 @@ func TestTrustCommand(t *testing.T) {
 		t.Error(st, err)
 	}
 }
+
+// Payloads are verified by the rules of a host's directory of keys.
+func TestVerifyWithKeyDirectory(t *testing.T) {
+	dir := t.TempDir()
+	file, pub := signedPayload(t, dir, "p.bin", 1)
+	key, err := os.ReadFile(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := trust.PublicKeys([]string{pub})
+	if err != nil {
+		t.Fatal(err)
+	}
+	print, err := trust.Fingerprint(public[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := filepath.Join(dir, "keys.d")
+	if err := os.Mkdir(keys, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(keys, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	verify := func(want int, args ...string) {
+		t.Helper()
+		args = append([]string{"payload", "verify", file, "--keys", keys}, args...)
+		var out, errs bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+		if code := a.run(t.Context(), args); code != want {
+			t.Fatalf("flipside %s: status %d, want %d\n%s%s", strings.Join(args, " "), code, want, out.String(), errs.String())
+		}
+		if len(args) > 5 {
+			return
+		}
+		// A release server and a mirror take what a host would take.
+		check, err := verifier([]string{keys})
+		if err == nil {
+			err = check(t.Context(), file)
+		}
+		if (err == nil) != (want == exitOK) {
+			t.Errorf("the verifier of releases: %v, want status %d", err, want)
+		}
+	}
+	put("a.toml", "role = \"development\"\npublic_key = \"\"\"\n"+string(key)+"\"\"\"\n")
+	verify(exitVerify)
+	verify(exitOK, "--development")
+	put("a.toml", "public_key = \"\"\"\n"+string(key)+"\"\"\"\n")
+	verify(exitVerify, "--signatures", "2")
+	verify(exitOK)
+	put("b.toml", "revoke = [\""+print+"\"]\n")
+	verify(exitVerify)
+}

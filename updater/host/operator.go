@@ -28,6 +28,11 @@ type operator struct {
 	reload func()                        // asks for it
 	now    func() time.Time
 
+	keysMu      sync.Mutex // what was last seen of the pinned keys
+	keysAt      time.Time
+	keyWarnings []string
+	keysEnd     time.Time
+
 	choosing  sync.Mutex                  // one choice at a time: the file holds them all
 	mayGoBack func(context.Context) error // why the other slot's release may not run again; nil asks nobody
 }
@@ -56,6 +61,7 @@ func (t *target) set(channel, pin string) {
 func (d *operator) Status(ctx context.Context) (updater.Status, <-chan struct{}) {
 	st, changed := d.engine.Status(ctx)
 	st.Channel, st.Pin = d.target.get()
+	st.Warnings, st.KeysEnd = d.keys()
 	if st.Phase != updater.Idle {
 		return st, changed
 	}
@@ -74,6 +80,23 @@ func (d *operator) Status(ctx context.Context) (updater.Status, <-chan struct{})
 		}
 	}
 	return st, changed
+}
+
+// keysEvery is how often the key files are looked at for their ends.
+const keysEvery = 10 * time.Minute
+
+// keys says what the pinned keys need people for. Why none of them counts is said where a payload is refused.
+func (d *operator) keys() ([]string, time.Time) {
+	d.keysMu.Lock()
+	defer d.keysMu.Unlock()
+	now := d.now()
+	if age := now.Sub(d.keysAt); d.keysAt.IsZero() || age < 0 || age > keysEvery {
+		d.keysAt, d.keyWarnings, d.keysEnd = now, nil, time.Time{}
+		if k, err := Keys(d.conf, 0); err == nil {
+			d.keyWarnings, d.keysEnd = k.Warnings(now), k.End()
+		}
+	}
+	return d.keyWarnings, d.keysEnd
 }
 
 // Do implements control.Daemon.

@@ -122,11 +122,12 @@ var (
 	lastUpdate  = desc("last_update_timestamp_seconds", "When the last update ended.", "version", "result")
 	quarantined = desc("quarantined_releases", "Releases that failed on this host and are left alone for now.")
 	unsent      = desc("unsent_reports", "Events that the server has not acknowledged.")
+	keysEnd     = desc("keys_end_timestamp_seconds", "From when on the pinned keys are too few for a release to be taken; absent if they do not end.")
 	verdict     = desc("unsent_verdict", "1 if the semaphore has not yet taken the verdict on the last reboot.")
 )
 
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{buildInfo, osInfo, phase, phaseSince, target, payload, written, gate, blocked, slotPrio, slotTries, slotGood, slotNext, lastCheck, nextCheck, lastError, lastUpdate, quarantined, unsent, verdict} {
+	for _, d := range []*prometheus.Desc{buildInfo, osInfo, phase, phaseSince, target, payload, written, gate, blocked, slotPrio, slotTries, slotGood, slotNext, lastCheck, nextCheck, lastError, lastUpdate, quarantined, unsent, verdict, keysEnd} {
 		ch <- d
 	}
 }
@@ -148,6 +149,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		return // the engine has not begun
 	}
 	set(osInfo, 1, st.Version, st.Slot)
+	at(keysEnd, st.KeysEnd)
 	for _, p := range phases {
 		set(phase, flag(st.Phase == p), string(p))
 	}

@@ -31,7 +31,7 @@ func full(t *testing.T) *Metrics {
 		Slots:  []updater.SlotStatus{{Label: "USR-A", Priority: 1, Successful: true}, {Label: "USR-B", Priority: 2, Tries: 1, Next: true}},
 		// A failed version that may be tried again counts no more.
 		Quarantine: map[string]updater.Failure{"3": {Until: time.Now().Add(time.Hour)}, "4": {Until: at}},
-		LastCheck:  at, NextCheck: at, ErrorAt: at, LastUpdate: &updater.Done{To: "1.0.0", At: at, Good: true}, Unsent: 2, Verdict: &updater.Verdict{},
+		LastCheck:  at, NextCheck: at, ErrorAt: at, LastUpdate: &updater.Done{To: "1.0.0", At: at, Good: true}, Unsent: 2, Verdict: &updater.Verdict{}, KeysEnd: at,
 	})
 	return m
 }

@@ -272,6 +272,26 @@ func Fingerprint(public crypto.PublicKey) (string, error) {
 	return "sha256:" + hex.EncodeToString(sum[:]), nil
 }
 
+// End is when so many of the keys that count have ended that no release made after it is taken; zero if they do not end.
+func (k *Keys) End() time.Time {
+	var ends []time.Time
+	open := 0
+	for _, key := range k.All {
+		switch {
+		case !key.Counts:
+		case key.NotAfter.IsZero():
+			open++
+		default:
+			ends = append(ends, key.NotAfter)
+		}
+	}
+	if open >= k.Need || open+len(ends) < k.Need {
+		return time.Time{}
+	}
+	slices.SortFunc(ends, func(a, b time.Time) int { return b.Compare(a) })
+	return ends[k.Need-open-1]
+}
+
 // Warnings says what people should do something about: keys that end within half a year by the clock now, which is good enough for a
 // warning and is asked for nothing else.
 func (k *Keys) Warnings(now time.Time) []string {

@@ -134,9 +134,38 @@ func TestKeyWarnings(t *testing.T) {
 			t.Errorf("on %s: %q", tt.now, got)
 		}
 	}
+	if end := k.End(); end.Format(time.DateOnly) != "2028-01-01" {
+		t.Errorf("the keys end on %s", end)
+	}
 	// No clock ends a key: only the floor, which is signed, does.
 	if !errors.Is(loadWith(path, 1830297601), payload.ErrNoKey) || loadWith(path, 1830297600) != nil {
 		t.Error("the end of a key is not where the floor passes it")
+	}
+}
+
+// The keys end when fewer are left than a payload needs.
+func TestKeysEnd(t *testing.T) {
+	at := func(year int) time.Time {
+		if year == 0 {
+			return time.Time{}
+		}
+		return time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	for _, tt := range []struct {
+		ends []int
+		need int
+		want int
+	}{
+		{[]int{0}, 1, 0}, {[]int{2028}, 1, 2028}, {[]int{2028, 2030}, 1, 2030}, {[]int{2028, 2030}, 2, 2028}, {[]int{2030, 0}, 2, 2030}, {[]int{0, 2028}, 1, 0}, {nil, 1, 0},
+	} {
+		k := &Keys{Need: tt.need}
+		for _, e := range tt.ends {
+			k.All = append(k.All, Key{Counts: true, NotAfter: at(e)})
+		}
+		k.All = append(k.All, Key{NotAfter: at(2099)}) // one that does not count
+		if got := k.End(); !got.Equal(at(tt.want)) {
+			t.Errorf("%v, %d needed: %s", tt.ends, tt.need, got)
+		}
 	}
 }
 
