@@ -26,7 +26,7 @@ build: toolchain ## build bin/flipsided and bin/flipside
 demo: deps build ## watch three hosts update themselves (no root needed; touches only its own temporary directory)
 	@$(BIN)/flipside demo $(DEMO_ARGS)
 
-test: deps vet fmt-check staticcheck test-go test-race powercut screenshots fuzz ## everything that must hold, on a clean clone
+test: deps vet fmt-check staticcheck test-go test-race machines-short packages-test powercut screenshots fuzz ## everything that must hold, on a clean clone
 	@echo "all tests passed"
 
 test-go: toolchain peers
@@ -132,13 +132,20 @@ install: build ## install programs, units, alert rules and documents into $(DEST
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/' | grep . || echo 0.1.0~git$$(git log -1 --format=%cd.%h --date=format:%Y%m%d 2>/dev/null || echo 0))
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
-.PHONY: packages machines
+.PHONY: packages machines machines-short packages-test
 packages: ## deb, rpm, tarball, system extension and SBOM in dist/; the same commit gives the same bytes
 	@rm -rf dist/root && $(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/dist/root
 	@VERSION=$(VERSION) GO=$(abspath .ci/go) packaging/build
 
-machines: packages ## a machine that really boots and reboots: the deb installed, one update past an inhibitor and a real reboot (root only)
+packages-test: packages ## what the packages hold; install, upgrade, remove and purge in a clean Debian (root and mmdebstrap); a second build, byte for byte
+	@packaging/test
+
+machines: packages ## machines that really reboot, with the deb installed: one past all that is against it, two and five with an etcd, a bad release (root only)
 	FLIPSIDE_DIST=$(CURDIR)/dist $(GO) test -count=1 -timeout 30m -v ./updater/host/machinetest
+
+machines-short: build ## the same without the five, from the tree that "make install" makes (root only; skipped where the kernel forbids it)
+	@rm -rf $(BIN)/tree && $(MAKE) --no-print-directory -s install DESTDIR=$(CURDIR)/$(BIN)/tree
+	FLIPSIDE_TREE=$(CURDIR)/$(BIN)/tree $(GO) test -short -count=1 -timeout 10m -v ./updater/host/machinetest
 
 clean: ## remove what the build made
 	rm -rf $(BIN) dist

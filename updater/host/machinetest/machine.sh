@@ -18,7 +18,9 @@ mount -t tmpfs -o mode=755 tmpfs run; mount -t tmpfs tmpfs tmp; mount -t tmpfs -
 for n in null:3 zero:5 full:7 random:8 urandom:9; do mknod -m 666 dev/${n%:*} c 1 ${n#*:}; done; mknod -m 666 dev/tty c 5 0
 mkdir dev/pts dev/shm; mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts dev/pts; ln -s pts/ptmx dev/ptmx; mount -t tmpfs tmpfs dev/shm
 cat /proc/sys/kernel/random/uuid >$W/bootid.$$; mount --bind $W/bootid.$$ proc/sys/kernel/random/boot_id
+cp $W/bootid.$$ run/boot-id # for a service with a /proc of its own, where that mount is not
 mkdir -p var/lib/flipside mnt/share; mount --bind $D/share var/lib/flipside; mount --bind $D/boot mnt
+chmod 644 run/boot-id
 if [ ! -e etc/machine-made ]; then
   touch etc/machine-made; printf %s "$N" | md5sum | cut -c1-32 >etc/machine-id; echo "$N" >etc/hostname; echo "127.0.0.1 localhost $N" >etc/hosts
   rm -rf etc/systemd/system/*.wants lib/systemd/system/multi-user.target.wants/getty.target usr/lib/systemd/system/multi-user.target.wants/getty.target
@@ -33,7 +35,7 @@ mount -t tmpfs -o mode=755 tmpfs $W; mkdir $W/cg $W/up $W/work $W/m; mount -t cg
 C=$W/cg/flipside-$$
 while echo LOAD && read -r line; do
   mkdir -p $C
-  ( echo $BASHPID >$C/cgroup.procs; exec unshare -m -p -f -u -i -n -C --kill-child bash $D/inner ) & I=$!
+  ( echo $BASHPID >$C/cgroup.procs; exec setpriv --pdeathsig KILL unshare -m -p -f -u -i -n -C --kill-child bash $D/inner ) & I=$!
   for i in $(seq 1 100); do P=$(cat /proc/$I/task/$I/children 2>/dev/null); [ -n "$P" ] && break; sleep 0.02; done
   echo "INIT $P"
   wait $I; rc=$?

@@ -36,7 +36,7 @@ func Need(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("machines in namespaces need root")
 	}
-	for _, tool := range []string{"unshare", "nsenter", "dbus-daemon", "bash"} {
+	for _, tool := range []string{"unshare", "nsenter", "setpriv", "dbus-daemon", "bash"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("machines in namespaces need %s", tool)
 		}
@@ -44,7 +44,10 @@ func Need(t testing.TB) {
 	if _, err := os.Stat("/lib/systemd/systemd-logind"); err != nil {
 		t.Skip("machines in namespaces boot this host's systemd, and it has none")
 	}
-	probe := `set -e; d=$(mktemp -d); mount -t tmpfs tmpfs $d; mkdir $d/u $d/w $d/m $d/c; mount -t overlay -o lowerdir=/,upperdir=$d/u,workdir=$d/w overlay $d/m; mount -t cgroup2 cgroup2 $d/c; mkdir $d/c/flipside-probe; rmdir $d/c/flipside-probe; umount $d/m $d/c; umount $d; rmdir $d`
+	// What machine.sh does, as far as it can be forbidden, with /bin/true in the place of systemd.
+	probe := `set -e; d=$(mktemp -d); trap 'umount -l $d; rmdir $d' EXIT; mount -t tmpfs tmpfs $d; mkdir $d/u $d/w $d/m $d/c; mount -t cgroup2 cgroup2 $d/c; mkdir $d/c/flipside-probe; rmdir $d/c/flipside-probe
+unshare -m -p -f -u -i -n -C --kill-child bash -ec "mount -t overlay -o lowerdir=/,upperdir=$d/u,workdir=$d/w overlay $d/m; cd $d/m
+mount -t proc proc proc; mount -t sysfs -o ro sysfs sys; mount -t cgroup2 cgroup2 sys/fs/cgroup; mount -t tmpfs tmpfs dev; mknod -m 666 dev/null c 1 3; echo >dev/null; chroot . /bin/true"`
 	if out, err := exec.Command("unshare", "-m", "--propagation", "private", "bash", "-c", probe).CombinedOutput(); err != nil {
 		t.Skipf("this kernel, or what this test runs in, forbids machines in namespaces: %v: %s", err, bytes.TrimSpace(out))
 	}
@@ -204,7 +207,8 @@ func pipe(in net.Conn, to string) {
 	io.Copy(in, out)
 }
 
-// listenIn listens on the loopback address of a process's network. The socket stays there; the thread comes back.
+// listenIn listens on the loopback address of a process's network. The socket stays there; the thread comes back. (It must not end: a thread that
+// ends takes with it what was started from it with a death signal.)
 func listenIn(pid, port int) (net.Listener, error) {
 	type result struct {
 		l   net.Listener
@@ -212,8 +216,13 @@ func listenIn(pid, port int) (net.Listener, error) {
 	}
 	ch := make(chan result)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, whatever network it is in
-		ch <- func() result {
+		runtime.LockOSThread()
+		ch <- func() (res result) {
+			home, err := os.Open("/proc/thread-self/ns/net")
+			if err != nil {
+				return result{nil, err}
+			}
+			defer home.Close()
 			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 			if err != nil {
 				return result{nil, err}
@@ -222,6 +231,13 @@ func listenIn(pid, port int) (net.Listener, error) {
 			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 				return result{nil, err}
 			}
+			defer func() {
+				if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+					res.err = err // and the thread stays locked
+					return
+				}
+				runtime.UnlockOSThread()
+			}()
 			if err := loopbackUp(); err != nil {
 				return result{nil, err}
 			}
