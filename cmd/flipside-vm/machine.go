@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 // A machine is a virtual machine with a disk. disk is what is surely on the disk; while the machine is on, QEMU writes to a copy and
@@ -25,21 +26,24 @@ type machine struct {
 	lab  *lab
 	name string
 	dir  string
+	tpm  bool // it has one, which keeps its state over power cuts, and when the disk is replaced
 
 	mu      sync.Mutex
 	proc    *exec.Cmd
 	done    chan struct{} // closed when QEMU has ended
+	tpmDone chan struct{} // and when its TPM has
 	status  updater.Status
-	reports int    // of status, since power-on
-	console string // the end of what the console said
-	slots   int    // slots that the boot stage chose, since power-on
+	floor   trust.Level // of releases; only with a TPM
+	reports int         // of status, since power-on
+	console string      // the end of what the console said
+	slots   int         // slots that the boot stage chose, since power-on
 }
 
 func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
 func (m *machine) disk() string            { return m.path("disk.img") }
 
 // on switches the machine on.
-func (m *machine) on(ctx context.Context) error {
+func (m *machine) on(ctx context.Context) (err error) {
 	if err := copySparse(m.path("run.img"), m.disk()); err != nil {
 		return fmt.Errorf("%s: preparing the disk: %w", m.name, err)
 	}
@@ -50,13 +54,19 @@ func (m *machine) on(ctx context.Context) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.status, m.reports, m.console, m.slots = updater.Status{}, 0, "", 0
+	m.status, m.floor, m.reports, m.console, m.slots = updater.Status{}, trust.Level{}, 0, "", 0
 	// The boot stage's kernel and initramfs are what a firmware would have found.
 	accel := "tcg,tb-size=256" // MiB of translated code; the default grows over reboots
 	if _, err := os.Stat("/dev/kvm"); err == nil {
 		accel = "kvm"
 	}
-	m.proc = exec.CommandContext(ctx, "qemu-system-x86_64",
+	var tpm []string
+	if m.tpm {
+		if tpm, err = m.startTPM(ctx); err != nil {
+			return err
+		}
+	}
+	m.proc = exec.CommandContext(ctx, "qemu-system-x86_64", append(tpm,
 		"-name", m.name, "-M", "q35", "-accel", accel, "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(m.lab.cores),
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
 		"-kernel", m.lab.stage("stage.kernel"), "-initrd", m.lab.stage("stage.initrd"),
@@ -64,7 +74,7 @@ func (m *machine) on(ctx context.Context) error {
 		"-blockdev", "driver=blklogwrites,node-name=d,log-super-update-interval=1,file.driver=file,file.filename="+m.path("run.img")+",log.driver=file,log.filename="+m.path("writes.log"),
 		"-device", "nvme,drive=d,serial=flipside",
 		"-netdev", "user,id=n,restrict=off", "-device", "virtio-net-pci,netdev=n",
-		"-serial", "file:"+m.path("console"), "-serial", "file:"+m.path("status"))
+		"-serial", "file:"+m.path("console"), "-serial", "file:"+m.path("status"))...)
 	m.proc.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var errs bytes.Buffer
 	m.proc.Stderr = &errs
@@ -89,6 +99,40 @@ func (m *machine) on(ctx context.Context) error {
 		}
 	}()
 	return nil
+}
+
+// startTPM starts the machine's TPM, an emulator that ends when QEMU does, and returns QEMU's arguments for it.
+func (m *machine) startTPM(ctx context.Context) ([]string, error) {
+	state := m.path("tpm")
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return nil, err
+	}
+	// A socket's path may have no more than 107 bytes, and that of the machine may be longer.
+	dir, err := os.MkdirTemp("", "flipside-tpm-")
+	if err != nil {
+		return nil, err
+	}
+	socket := filepath.Join(dir, "socket")
+	cmd := exec.CommandContext(ctx, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, "--ctrl", "type=unixio,path="+socket, "--terminate")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: the TPM: %w", m.name, err), os.RemoveAll(dir))
+	}
+	m.tpmDone = make(chan struct{})
+	go func() {
+		defer close(m.tpmDone)
+		cmd.Wait()
+		os.RemoveAll(dir)
+	}()
+	for range 100 {
+		if _, err := os.Stat(socket); err == nil {
+			return []string{"-chardev", "socket,id=tpm,path=" + socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0"}, nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	cmd.Process.Kill()
+	<-m.tpmDone
+	return nil, fmt.Errorf("%s: the TPM does not come up", m.name)
 }
 
 // follow hands on the lines of a file that grows.
@@ -150,6 +194,19 @@ func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
 // read takes a line of the daemon's status.
 func (m *machine) read(line string) {
+	var level struct {
+		Schema string       `json:"schema"`
+		Floor  *trust.Level `json:"floor"`
+	}
+	if json.Unmarshal([]byte(line), &level) == nil && level.Schema == "flipside.trust-status/v1" {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if level.Floor != nil && *level.Floor != m.floor {
+			m.floor = *level.Floor
+			m.lab.mark(m, "floor", fmt.Sprintf("%d: TPM %d, file %d, running release %d", m.floor.Number, m.floor.TPM, m.floor.File, m.floor.Release))
+		}
+		return
+	}
 	var st updater.Status
 	if json.Unmarshal([]byte(line), &st) != nil || st.Phase == "" {
 		return // cut off by a reboot, or said before the engine had begun
@@ -176,6 +233,7 @@ func why(st updater.Status) string {
 // view is what is known of a machine now.
 type view struct {
 	status updater.Status
+	floor  trust.Level
 	up     bool // the daemon has spoken since the last boot
 	slots  int
 }
@@ -183,7 +241,7 @@ type view struct {
 func (m *machine) view() view {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return view{m.status, m.reports > 0, m.slots}
+	return view{m.status, m.floor, m.reports > 0, m.slots}
 }
 
 // until waits for something to be so.
@@ -233,6 +291,9 @@ func (m *machine) off(lossy bool) (loss, error) {
 	}
 	proc.Process.Kill()
 	<-done
+	if m.tpm {
+		<-m.tpmDone
+	}
 	random := m.lab.random
 	if !lossy {
 		random = nil

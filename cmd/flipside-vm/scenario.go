@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/flipside-linux/flipside/lock"
@@ -18,17 +19,19 @@ const (
 )
 
 var scenarios = map[string]func(context.Context, *lab) error{
-	"update": update, "panic": fallback("panic"), "hang": fallback("hang"), "sick": fallback("sick"), "cuts": cuts, "table": table, "two": two,
+	"update": update, "panic": fallback("panic"), "hang": fallback("hang"), "sick": fallback("sick"), "cuts": cuts, "table": table, "two": two, "rollback": rollback, "entries": entries,
 }
 
 var stories = map[string]string{
-	"update": "A good release: the host takes it, reboots into it, and confirms it",
-	"panic":  "A release whose kernel panics: the host falls back",
-	"hang":   "A release whose init hangs: the watchdog restarts the host, and it falls back",
-	"sick":   "A release that fails its health check: the host falls back",
-	"cuts":   "Power cuts at random moments of an update, of the reboot and of the confirmation",
-	"table":  "A disk whose primary partition table is damaged",
-	"two":    "Two hosts and one reboot semaphore",
+	"update":   "A good release: the host takes it, reboots into it, and confirms it",
+	"panic":    "A release whose kernel panics: the host falls back",
+	"hang":     "A release whose init hangs: the watchdog restarts the host, and it falls back",
+	"sick":     "A release that fails its health check: the host falls back",
+	"cuts":     "Power cuts at random moments of an update, of the reboot and of the confirmation",
+	"table":    "A disk whose primary partition table is damaged",
+	"two":      "Two hosts and one reboot semaphore",
+	"entries":  "Boot entries for systemd-boot: what it starts and counts is what the specification in package bootsim says",
+	"rollback": "An old signed release under a new name, and an old copy of the whole disk: the floor in the TPM refuses",
 }
 
 // confirmed reports whether a host runs a version and has confirmed it.
@@ -65,6 +68,111 @@ func begin(ctx context.Context, l *lab, name, channel string) (*machine, error) 
 	return m, m.until(ctx, bootLimit, "the host is up on release "+base.version, confirmed(base.version))
 }
 
+// rollback: a host with a TPM takes a release, and then is offered an older one, which the same key has signed, as if it were newer. It refuses. Then
+// somebody puts back a copy of its disk from before, with the old release, the old state and the old floor in it, and offers it the same again. It still
+// refuses, by what the TPM alone knows; and it takes the newer release once more.
+func rollback(ctx context.Context, l *lab) error {
+	const name, disguise = "rollback", "3.0.0"
+	base, err := l.release("base")
+	if err != nil {
+		return err
+	}
+	good, err := l.release("good")
+	if err != nil {
+		return err
+	}
+	if err := l.publish(ctx, name, base); err != nil {
+		return err
+	}
+	m, err := l.machine(ctx, name, name)
+	if err != nil {
+		return err
+	}
+	m.tpm = true
+	if err := m.on(ctx); err != nil {
+		return err
+	}
+	err = m.until(ctx, bootLimit, "the host is up, and its floor is in the TPM", func(v view) bool {
+		return confirmed(base.version)(v) && v.floor.Keeper == "tpm" && v.floor.TPM > 0
+	})
+	if err != nil {
+		return err
+	}
+	before := m.view().floor
+	if err := m.offOn(ctx, base.version); err != nil {
+		return err
+	}
+	old := m.path("old.img")
+	if err := copySparse(old, m.disk()); err != nil {
+		return err
+	}
+	update := func() error {
+		if err := l.publish(ctx, name, good); err != nil {
+			return err
+		}
+		return m.until(ctx, updateLimit, "the host runs release "+good.version+", confirmed, and the TPM knows it", func(v view) bool {
+			return confirmed(good.version)(v) && v.floor.TPM > before.TPM
+		})
+	}
+	refuses := func(version string) error {
+		if _, err := l.server.Publish(ctx, name, disguise, base.payload); err != nil {
+			return err
+		}
+		err := m.until(ctx, updateLimit, "release "+disguise+" is refused", func(v view) bool {
+			_, failed := v.status.Quarantine[disguise]
+			return failed && v.status.Phase == updater.Idle
+		})
+		if err != nil {
+			return err
+		}
+		v := m.view()
+		reason := v.status.Quarantine[disguise].Reason
+		l.mark(m, "refused", reason)
+		if !strings.Contains(reason, fmt.Sprintf("the floor %d", v.floor.Number)) {
+			return fmt.Errorf("release %s was refused for another reason: %s", disguise, reason)
+		}
+		if v.status.Version != version {
+			return fmt.Errorf("the host runs release %s, want %s", v.status.Version, version)
+		}
+		return nil
+	}
+	if err := m.on(ctx); err != nil {
+		return err
+	}
+	if err := update(); err != nil {
+		return err
+	}
+	if err := refuses(good.version); err != nil {
+		return err
+	}
+	if err := m.offOn(ctx, good.version); err != nil {
+		return err
+	}
+	if err := copySparse(m.disk(), old); err != nil {
+		return err
+	}
+	l.mark(m, "replaced", "the disk is that of before the update")
+	if err := m.on(ctx); err != nil {
+		return err
+	}
+	if err := m.until(ctx, bootLimit, "the host is up on the old disk", func(v view) bool { return v.up && v.floor.TPM > 0 }); err != nil {
+		return err
+	}
+	if f := m.view().floor; f.TPM <= max(f.File, f.Release) || f.Number != f.TPM {
+		return fmt.Errorf("the floor on the old disk is %+v: it should be the TPM alone that keeps it", f)
+	}
+	if err := refuses(base.version); err != nil {
+		return err
+	}
+	if err := update(); err != nil {
+		return err
+	}
+	if err := os.Remove(old); err != nil {
+		return err
+	}
+	return m.offOn(ctx, good.version)
+}
+
 func update(ctx context.Context, l *lab) error {
 	m, err := begin(ctx, l, "update", "update")
 	if err != nil {
@@ -88,6 +196,7 @@ func (m *machine) offOn(ctx context.Context, version string) error {
 	if _, err := m.off(false); err != nil {
 		return err
 	}
+	m.lab.mark(m, "off", "")
 	v, err := m.whole(ctx)
 	if err != nil {
 		m.lab.count.lost++
@@ -229,6 +338,7 @@ func (m *machine) finish(ctx context.Context) (string, error) {
 	if _, err := m.off(false); err != nil {
 		return "", err
 	}
+	m.lab.mark(m, "off", "")
 	v, err := m.whole(ctx)
 	if err != nil {
 		m.lab.count.lost++

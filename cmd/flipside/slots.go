@@ -35,7 +35,8 @@ func (a *app) slotsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "slots",
 		Short: "show or change the slots of a disk and what boots next",
-		Long: `Slots reads the partition table of the disk itself; flipsided need not run.
+		Long: `Slots reads the partition table of the disk itself; flipsided need not run. With boot.backend = "bls" what boots is in systemd-boot's
+entries, and is read and changed there.
 
 Priority, tries and successful are the boot loader's: it takes the slot with the highest priority among those with tries left or
 success, and spends one try before it loads anything. A slot is good (successful), on trial (it has tries left), failed (its tries are
