@@ -72,7 +72,7 @@ func begin(ctx context.Context, l *lab, name, channel string) (*machine, error) 
 // somebody puts back a copy of its disk from before, with the old release, the old state and the old floor in it, and offers it the same again. It still
 // refuses, by what the TPM alone knows; and it takes the newer release once more.
 func rollback(ctx context.Context, l *lab) error {
-	const name, disguise = "rollback", "3.0.0"
+	const name = "rollback"
 	base, err := l.release("base")
 	if err != nil {
 		return err
@@ -114,7 +114,7 @@ func rollback(ctx context.Context, l *lab) error {
 			return confirmed(good.version)(v) && v.floor.TPM > before.TPM
 		})
 	}
-	refuses := func(version string) error {
+	refuses := func(version, disguise string) error {
 		if _, err := l.server.Publish(ctx, name, disguise, base.payload); err != nil {
 			return err
 		}
@@ -142,7 +142,7 @@ func rollback(ctx context.Context, l *lab) error {
 	if err := update(); err != nil {
 		return err
 	}
-	if err := refuses(good.version); err != nil {
+	if err := refuses(good.version, "3.0.0"); err != nil {
 		return err
 	}
 	if err := m.offOn(ctx, good.version); err != nil {
@@ -161,7 +161,7 @@ func rollback(ctx context.Context, l *lab) error {
 	if f := m.view().floor; f.TPM <= max(f.File, f.Release) || f.Number != f.TPM {
 		return fmt.Errorf("the floor on the old disk is %+v: it should be the TPM alone that keeps it", f)
 	}
-	if err := refuses(base.version); err != nil {
+	if err := refuses(base.version, "3.1.0"); err != nil {
 		return err
 	}
 	if err := update(); err != nil {
