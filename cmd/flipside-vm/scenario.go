@@ -281,12 +281,24 @@ func cuts(ctx context.Context, l *lab) error {
 		if err := l.publish(ctx, name, good); err != nil {
 			return err
 		}
-		for n := min(left, 1+l.random.IntN(6)); n > 0 && !confirmed(good.version)(m.view()); n-- {
+		// A cut in a trial boot takes the host back: that release has failed here, until a person says otherwise. Everything else goes on by itself.
+		over := func(v view) bool {
+			_, failed := v.status.Quarantine[good.version]
+			return confirmed(good.version)(v) || v.up && v.status.Phase == updater.Idle && failed
+		}
+		for n := min(left, 1+l.random.IntN(6)); n > 0 && !over(m.view()); n-- {
 			at := moments[l.random.IntN(len(moments))]
 			wait := time.Duration(l.random.Int64N(int64(at.last)))
-			err := m.until(ctx, updateLimit, "the moment "+at.name+" comes", func(v view) bool { return at.now(v) || confirmed(good.version)(v) })
+			came := false
+			err := m.until(ctx, updateLimit, "the moment "+at.name+" comes", func(v view) bool {
+				came = at.now(v)
+				return came || over(v)
+			})
 			if err != nil {
 				return err
+			}
+			if !came {
+				break // the update is through, and it does not come any more
 			}
 			select {
 			case <-time.After(wait):
@@ -312,12 +324,7 @@ func cuts(ctx context.Context, l *lab) error {
 				return err
 			}
 		}
-		// A cut in a trial boot takes the host back: that release has failed here, until a person says otherwise. Everything else goes on by itself.
-		err = m.until(ctx, updateLimit, "the update is through", func(v view) bool {
-			_, failed := v.status.Quarantine[good.version]
-			return confirmed(good.version)(v) || v.up && v.status.Phase == updater.Idle && failed
-		})
-		if err != nil {
+		if err := m.until(ctx, updateLimit, "the update is through", over); err != nil {
 			return err
 		}
 		if v, err := m.finish(ctx); err != nil {
