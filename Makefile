@@ -105,8 +105,8 @@ vm-soak: ## the same with 100 power cuts
 vm-short: ## one good update, one that falls back, three power cuts
 	$(MAKE) vm VM_SCENARIOS=update,sick,cuts VM_RELEASES="base good sick" CUTS=3
 
-# What "make test" has time for. Where nothing can be mounted, or nothing installed, it says so and is no failure.
-vm-test:
+# Where nothing can be mounted, or nothing installed, it says so and is no failure.
+vm-test: ## one release that fails, one that is good, one power cut; skipped with the reason where images cannot be built
 	@if why=$$(.ci/can-vm $(VM_PACKAGES)); then \
 	  $(MAKE) --no-print-directory vm VM_SCENARIOS=sick,cuts VM_RELEASES="base good sick" CUTS=1; \
 	else echo "virtual machines: skipped: $$why"; fi
