@@ -533,7 +533,9 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool
 				if err := k.putRecords(ctx, group, v, s, c.Records...); err != nil && !errors.Is(err, ErrConflict) {
 					return State{}, 0, err
 				}
-				v, err = k.store.Read(ctx, group, host, limit)
+				if v, err = k.store.Read(ctx, group, host, limit); err != nil {
+					return State{}, 0, err
+				}
 				continue
 			}
 		}

@@ -126,8 +126,10 @@ func TestLines(t *testing.T) {
 	if got, want := m.read(t, "flipside-b+2.conf"), strings.Replace(own, "01", "03", 1); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if m.Boot(t) != "USR-B" || m.Boot(t) != "USR-B" || m.Boot(t) != "USR-A" {
-		t.Error("not two boots of B and then A")
+	for i, want := range []string{"USR-B", "USR-B", "USR-A"} {
+		if got := m.Boot(t); got != want {
+			t.Errorf("boot %d is of %s, want %s", i+1, got, want)
+		}
 	}
 	target, err := d.Begin(running(t, d, "USR-A"), "USR-B")
 	if err != nil {

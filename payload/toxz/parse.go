@@ -150,7 +150,7 @@ func (e *Encoder) goOn(src []byte, at, i int, matches []match) {
 	repeated := matched + m.one(m.repeat[state])
 	if d := int(h.last[0]); d < at && src[at-d-1] == src[at] {
 		short := repeated + m.zero(m.repeat0[state]) + m.zero(m.long[state][place])
-		better = p.reach(i+1, short, i, 0, 0) || better
+		p.reach(i+1, short, i, 0, 0)
 	} else if d < at && !better && limit > 2 { // a literal, and on at the last distance
 		after := *h
 		after.literal()
