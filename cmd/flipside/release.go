@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -219,7 +221,7 @@ func (a *app) releaseHosts() *cobra.Command {
 				}{"flipside.hosts/v1", st.Hosts, st.Failures})
 			}
 			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "HOST\tVERSION\tCHANNEL\tSTATE\tTARGET\tWHY")
+			fmt.Fprintln(w, "HOST\tVERSION\tCHANNEL\tSTATE\tTARGET\tBOOT\tWHY")
 			for _, h := range st.Hosts {
 				why := h.Waits
 				if why == "" {
@@ -229,12 +231,82 @@ func (a *app) releaseHosts() *cobra.Command {
 				if name == "" {
 					name = h.ID
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", omaha.Printable(name), omaha.Printable(h.Version), orDash(h.Channel), h.State, orDash(h.Target), omaha.Printable(why))
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", omaha.Printable(name), omaha.Printable(h.Version), orDash(h.Channel), h.State, orDash(h.Target), bootWord(h), omaha.Printable(why))
 			}
 			return w.Flush()
 		},
 	}
 	cmd.Flags().StringVar(&address, "server", "http://127.0.0.1:8787", "the server's address")
+	cmd.AddCommand(a.hostsAcceptKey())
+	return cmd
+}
+
+// bootWord says what is known of a host's last boot from its TPM.
+func bootWord(h server.Host) string {
+	switch p := h.Proof; {
+	case p == nil:
+		return "-"
+	case p.Other != "":
+		return "another key"
+	case p.Refused != "":
+		return "not believed"
+	case p.At.IsZero():
+		return "none yet"
+	case p.Version != h.Version:
+		return "proved " + omaha.Printable(p.Version)
+	}
+	return "proved"
+}
+
+func (a *app) hostsAcceptKey() *cobra.Command {
+	var address, tokenFile, key string
+	cmd := &cobra.Command{
+		Use:   "accept-key ID --key FINGERPRINT",
+		Short: "accept the key by which a host proves its boots: of a new board or TPM, or before its first proof",
+		Args:  exactArgs(1, "the machine ID of the host"),
+		Long: `A release server believes the first key that a host proves a boot with, and no other afterwards. Accept-key says which one counts: after a change of the board or the TPM, or
+beforehand, so that nothing is believed at first sight. "flipside trust status" on the host prints the fingerprint of its attestation key. The order is in the server's audit log.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if key == "" {
+				return usagef("--key is missing: which key is accepted?")
+			}
+			token, err := adminToken(tokenFile)
+			if err != nil {
+				return withHint(fmt.Errorf("accepting a key: %w", err), "name a file with an administrator's token with --token-file")
+			}
+			body, err := json.Marshal(map[string]string{"key": key})
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(address, "/")+"/v1/admin/hosts/"+url.PathEscape(args[0])+"/key", bytes.NewReader(body))
+			if err != nil {
+				return err
+			}
+			req.Header.Set("Authorization", "Bearer "+token)
+			req.Header.Set("Content-Type", "application/json")
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return fmt.Errorf("accepting a key: %w", err)
+			}
+			defer resp.Body.Close()
+			said, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
+			if err != nil {
+				return fmt.Errorf("accepting a key: %w", err)
+			}
+			switch resp.StatusCode {
+			case http.StatusNoContent:
+				return a.done(fmt.Sprintf("host %s proves its boots by key %s from now on", args[0], key))
+			case http.StatusUnauthorized, http.StatusForbidden:
+				return withHint(withExit(exitPermitted, fmt.Errorf("accepting a key: the server answers %q", resp.Status)), "--token-file has to hold an administrator's token")
+			}
+			return fmt.Errorf("accepting a key: the server answers %q: %s", resp.Status, omaha.Printable(strings.TrimSpace(string(said))))
+		},
+	}
+	cmd.Flags().StringVar(&address, "server", "http://127.0.0.1:8787", "the server's address")
+	cmd.Flags().StringVar(&tokenFile, "token-file", "", "`file` with an administrator's token")
+	cmd.Flags().StringVar(&key, "key", "", "`fingerprint` of the attestation key: sha256:…")
 	return cmd
 }
 

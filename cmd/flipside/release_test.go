@@ -169,6 +169,12 @@ func TestReleaseAndServe(t *testing.T) {
 	run(exitPermitted, "token", "release", "backup", "--server", server, "--token-file", short, copied)
 	run(0, "KiB", "release", "backup", "--server", server, "--token-file", tokens, copied)
 	run(0, "beta", "release", "list", "--dir", dir)
+	bootKey := "sha256:" + strings.Repeat("0a", 32)
+	run(exitUsage, "--key", "release", "hosts", "accept-key", "m1", "--server", server, "--token-file", tokens)
+	run(exitPermitted, "token", "release", "hosts", "accept-key", "m1", "--key", bootKey, "--server", server, "--token-file", short)
+	run(exitFailed, "not known", "release", "hosts", "accept-key", "m2", "--key", bootKey, "--server", server, "--token-file", tokens)
+	run(0, bootKey, "release", "hosts", "accept-key", "m1", "--key", bootKey, "--server", server, "--token-file", tokens)
+	run(0, "none yet", "release", "hosts", "--server", server)
 	if page := run(0, "granted", "release", "hosts", "--server", server); strings.Contains(page, "\x1b") {
 		t.Errorf("a host's name reaches the terminal as it is: %q", page)
 	}

@@ -51,6 +51,7 @@ type trustStatus struct {
 	Need     int          `json:"signatures_needed"`
 	Product  string       `json:"product,omitempty"`
 	Device   string       `json:"device_key,omitempty"` // fingerprint
+	Boots    string       `json:"attestation_key,omitempty"`
 	Warnings []string     `json:"warnings,omitempty"`
 }
 
@@ -113,6 +114,14 @@ func readTrust(c config.Config, now time.Time) (trustStatus, error) {
 			return st, err
 		}
 	}
+	if t, err := trust.OpenTPM(c.Trust.TPM); err == nil {
+		if key, err := t.AttestationKey(); err == nil { // without one it proves nothing
+			st.Boots = key
+		}
+		if err := t.Close(); err != nil {
+			return st, err
+		}
+	}
 	return st, nil
 }
 
@@ -150,6 +159,7 @@ func (a *app) printTrust(st trustStatus, c config.Config) error {
 	}
 	if st.Device != "" {
 		fmt.Fprintf(tw, "device key\t%s in %s\n", st.Device, c.Trust.TPM)
+		fmt.Fprintf(tw, "proves boots\tby %s\n", orDash(st.Boots))
 	} else {
 		fmt.Fprintf(tw, "device key\tnone\n")
 	}

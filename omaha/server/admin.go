@@ -101,6 +101,7 @@ func (p *Publisher) Apply(channel string, o Order) (Channel, error) {
 func (s *Server) admins() {
 	s.mux.HandleFunc("POST /v1/admin/channels/{name}", s.admin(s.order))
 	s.mux.HandleFunc("PUT /v1/admin/releases/{version}", s.admin(s.upload))
+	s.mux.HandleFunc("POST /v1/admin/hosts/{id}/key", s.admin(s.acceptKey))
 	s.mux.HandleFunc("GET /v1/admin/backup", s.admin(s.backup))
 }
 

@@ -125,11 +125,13 @@ func TestOpenAPI(t *testing.T) {
 	get(200, "/v1/hosts/"+host)
 	get(404, "/v1/hosts/nobody")
 	get(404, "/v1/proof/"+host) // takes no proofs
+	key := func(n string) string { return "sha256:" + strings.Repeat(n, 64) }
+	hostKey := key("1")
 	l.opt.Prover = func(_ string, _, proof []byte) (Evidence, error) {
 		if string(proof) != `{"good":1}` {
 			return Evidence{}, errors.New("not good")
 		}
-		return Evidence{Slot: "USR-B", Version: "2.0.0", Key: "sha256:1"}, nil
+		return Evidence{Slot: "USR-B", Version: "2.0.0", Key: hostKey}, nil
 	}
 	prove := func(want int, id, body string) {
 		t.Helper()
@@ -149,6 +151,38 @@ func TestOpenAPI(t *testing.T) {
 	prove(413, host, strings.Repeat(" ", 65<<10))
 	get(200, "/v1/hosts/"+host)
 	get(200, "/hosts/"+host)
+	// The host comes with another key. An administrator accepts it, and then it counts.
+	hostKey = key("2")
+	prove(403, host, `{"good":1}`)
+	if h, _ := l.Host(host); h.Proof.Key != key("1") || h.Proof.Other != hostKey {
+		t.Errorf("with another key: %+v", h.Proof)
+	}
+	if _, page := l.get("/hosts/" + host); !strings.Contains(page, "accept-key "+host+" --key "+hostKey) {
+		t.Error("the page does not say how the key is accepted")
+	}
+	accept := func(want int, id, token, body string) {
+		t.Helper()
+		if code, answer := c.do("POST", "/v1/admin/hosts/"+id+"/key", token, "application/json", body); code != want {
+			t.Errorf("accepting %s for %s: %d, want %d: %s", body, id, code, want, answer)
+		}
+	}
+	accept(401, host, "", `{"key":"`+hostKey+`"}`)
+	accept(400, host, "secret", `{"key":"sha256:2"}`)
+	accept(400, host, "secret", `{"keys":1}`)
+	accept(404, "nobody", "secret", `{"key":"`+hostKey+`"}`)
+	accept(204, host, "secret", `{"key":"`+hostKey+`"}`)
+	accept(204, host, "secret", `{"key":"`+hostKey+`"}`)
+	if h, _ := l.Host(host); h.Proof.Key != hostKey || h.Proof.By == "" || !h.Proof.At.IsZero() || h.Proof.Version != "" {
+		t.Errorf("accepted: %+v", h.Proof)
+	}
+	get(200, "/hosts/"+host)
+	get(200, "/v1/hosts/"+host)
+	prove(204, host, `{"good":1}`)
+	if h, _ := l.Host(host); h.Proof.Version != "2.0.0" || h.Proof.By == "" || h.Proof.Other != "" {
+		t.Errorf("proven by the accepted key: %+v", h.Proof)
+	}
+	hostKey = key("1") // the old one counts no more
+	prove(403, host, `{"good":1}`)
 	get(200, "/v1/reboots")
 	get(200, "/v1/audit")
 	get(200, "/payloads/1.1.0.payload")
@@ -190,6 +224,7 @@ func TestOpenAPI(t *testing.T) {
 	l.reboots.ask, l.reboots.at = func(context.Context) ([]RebootGroup, error) { return nil, errors.New("etcd is away") }, time.Time{}
 	get(502, "/v1/reboots")
 	l.opt.Admins = Admins{}
+	accept(403, host, "secret", `{"key":"`+hostKey+`"}`)
 	c.do("POST", order, "secret", js, `{"action":"resume"}`)
 	c.do("GET", "/v1/admin/backup", "secret", "", "")
 	left, err := filepath.Glob(filepath.Join(l.dir, "payloads", ".*"))

@@ -6,10 +6,12 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"time"
 )
 
@@ -29,7 +31,9 @@ type Proof struct {
 	Evidence
 	At      time.Time `json:"at"`
 	Since   time.Time `json:"since"`             // when the host first came with this key
+	By      string    `json:"by,omitempty"`      // the administrator who accepted the key; empty: it was believed at first sight
 	Refused string    `json:"refused,omitempty"` // why what it sent last was not believed
+	Other   string    `json:"other,omitempty"`   // the key that this was by, if that is all that speaks against it
 	TriedAt time.Time `json:"tried_at,omitzero"`
 }
 
@@ -39,6 +43,16 @@ const (
 	nonceSize  = 8 + 16 + 32 // when, at random, and what shows that it is ours
 	proofError = "the proof was not believed"
 )
+
+// otherKey says that a proof holds, and is by another key than the host's.
+type otherKey struct {
+	key, want string
+	since     time.Time
+}
+
+func (e *otherKey) Error() string {
+	return fmt.Sprintf("it is by key %s, and this host's is %s since %s", e.key, e.want, e.since.UTC().Format(time.DateOnly))
+}
 
 var errNonce = errors.New("the nonce is not one of this server's, or is too old")
 
@@ -140,12 +154,12 @@ func (s *Server) proven(id string, ev Evidence, at, now time.Time) error {
 	p.Slot, p.Version = clean(ev.Slot), clean(ev.Version)
 	if old := h.Proof; old != nil && old.Key != "" {
 		if old.Key != ev.Key {
-			return fmt.Errorf("it is by key %s, and this host's is %s since %s", ev.Key, old.Key, old.Since.UTC().Format(time.DateOnly))
+			return &otherKey{ev.Key, old.Key, old.Since}
 		}
 		if !at.After(old.At) {
 			return errors.New("a later one was taken already")
 		}
-		p.Since = old.Since
+		p.Since, p.By = old.Since, old.By
 	}
 	h.Proof = &p
 	s.touch(h)
@@ -165,7 +179,62 @@ func (s *Server) unproven(id string, why error, now time.Time) {
 	if h.Proof != nil {
 		p = *h.Proof
 	}
-	p.Refused, p.TriedAt = clean(why.Error()), now
+	p.Refused, p.TriedAt, p.Other = clean(why.Error()), now, ""
+	var other *otherKey
+	if errors.As(why, &other) {
+		p.Other = other.key
+	}
 	h.Proof = &p
 	s.touch(h)
+}
+
+var keyPattern = regexp.MustCompile("^sha256:[0-9a-f]{64}$")
+
+// AcceptKey makes a key the one that a host proves its boots with, in the name of an administrator: another than the one that it first came with, or before it has come
+// with any. What was proven by an old key is forgotten. It returns ErrUnknown for a host that has not asked here.
+func (s *Server) AcceptKey(id, key, by string) error {
+	if !keyPattern.MatchString(key) {
+		return fmt.Errorf("key %q is not a fingerprint such as sha256:0123…, in lower case", clean(key))
+	}
+	p := s.as(by)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h, ok := s.hosts[id]
+	if !ok {
+		return fmt.Errorf("host %q: %w", clean(id), ErrUnknown)
+	}
+	was := ""
+	if h.Proof != nil {
+		was = h.Proof.Key
+	}
+	if was == key {
+		return nil
+	}
+	if err := p.audit("accept the key of a host", map[string]any{"host": id, "key": key, "was": was}); err != nil {
+		return err
+	}
+	h.Proof = &Proof{Evidence: Evidence{Key: key, PCRs: map[string]string{}}, Since: s.opt.Now(), By: by}
+	s.touch(h)
+	return nil
+}
+
+// acceptKey answers POST /v1/admin/hosts/ID/key.
+func (s *Server) acceptKey(w http.ResponseWriter, r *http.Request, p Publisher) {
+	var o struct {
+		Key string `json:"key"`
+	}
+	d := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&o); err != nil {
+		s.refuse(w, http.StatusBadRequest, "the order cannot be read: %s", clean(err.Error()))
+		return
+	}
+	switch err := s.AcceptKey(r.PathValue("id"), o.Key, p.Who); {
+	case errors.Is(err, ErrUnknown):
+		s.refuse(w, http.StatusNotFound, "%s", clean(err.Error()))
+	case err != nil:
+		s.refuse(w, http.StatusBadRequest, "%s", clean(err.Error()))
+	default:
+		w.WriteHeader(http.StatusNoContent)
+	}
 }

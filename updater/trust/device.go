@@ -168,6 +168,17 @@ func OpenDevice(path string) (*Device, error) {
 	return &Device{path: path, public: k.public}, nil
 }
 
+// AttestationKey is the fingerprint of the key that proves boots.
+func (t *TPM) AttestationKey() (string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k, err := t.key(attestationHandle, true)
+	if err != nil {
+		return "", err
+	}
+	return Fingerprint(k.public)
+}
+
 // Public returns the key's public half, an *ecdsa.PublicKey on P-256.
 func (d *Device) Public() crypto.PublicKey { return d.public }
 
