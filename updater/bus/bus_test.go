@@ -349,6 +349,15 @@ func TestOwnInterface(t *testing.T) {
 	if err := object.Call(Interface+".Pause", 0, "because", int64(0)).Err; err != nil {
 		t.Errorf("root may not pause: %v", err)
 	}
+	for reason, name := range map[error]string{updater.ErrNothing: "NothingToDo", updater.ErrUnderWay: "UnderWay", updater.ErrBelowFloor: "BelowFloor", errors.New("else"): "Failed"} {
+		d.mu.Lock()
+		d.refuse = fmt.Errorf("%w: as the test wants it", reason)
+		d.mu.Unlock()
+		var e dbus.Error
+		if err := object.Call(Interface+".Rollback", 0).Err; !errors.As(err, &e) || e.Name != Interface+".Error."+name {
+			t.Errorf("refused with %q, Rollback says %v", reason, err)
+		}
+	}
 	d.mu.Lock()
 	d.refuse = fmt.Errorf("%w: no release waits", updater.ErrNothing)
 	d.mu.Unlock()
@@ -359,7 +368,7 @@ func TestOwnInterface(t *testing.T) {
 	if err := object.Call(propsInterface+".Set", 0, Interface, "Pin", dbus.MakeVariant("9")).Err; err == nil {
 		t.Error("a property was set")
 	}
-	if did := strings.Join(d.done(), "; "); did != "pause by user 0; reboot-now by user 0" {
+	if did := strings.Join(d.done(), "; "); did != "pause by user 0; "+strings.Repeat("rollback by user 0; ", 4)+"reboot-now by user 0" {
 		t.Errorf("done: %s", did)
 	}
 	// Nobody answers for polkit here: an ordinary user may read, and is told which action it takes to do more.

@@ -24,6 +24,7 @@ const (
 	errorNothing    = Interface + ".Error.NothingToDo"
 	errorUnderWay   = Interface + ".Error.UnderWay"
 	errorBadCommand = Interface + ".Error.BadCommand"
+	errorBelowFloor = Interface + ".Error.BelowFloor"
 	errorFailed     = Interface + ".Error.Failed"
 	errorDenied     = "org.freedesktop.DBus.Error.AccessDenied"
 	errorAskPerson  = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
@@ -36,6 +37,8 @@ func busError(err error) *dbus.Error {
 		name = errorNothing
 	case errors.Is(err, updater.ErrUnderWay):
 		name = errorUnderWay
+	case errors.Is(err, updater.ErrBelowFloor):
+		name = errorBelowFloor
 	case errors.Is(err, control.ErrBadCommand):
 		name = errorBadCommand
 	}
