@@ -77,7 +77,7 @@ func letters(slots []partition.Slot) ([]string, error) {
 	return list, nil
 }
 
-// files returns the names of all our entries, by letter.
+// files returns the names of all our entries, by letter. On a FAT, and for systemd-boot, names that differ in case only are one.
 func (e *Entries) files() (map[string][]string, error) {
 	all, err := e.Dir.List()
 	if err != nil {
@@ -85,7 +85,7 @@ func (e *Entries) files() (map[string][]string, error) {
 	}
 	of := map[string][]string{}
 	for _, name := range slices.Sorted(slices.Values(all)) {
-		if m := names.FindStringSubmatch(name); m != nil {
+		if m := names.FindStringSubmatch(strings.ToLower(name)); m != nil {
 			of[m[1]] = append(of[m[1]], name)
 		}
 	}
@@ -96,6 +96,9 @@ func (e *Entries) files() (map[string][]string, error) {
 func (e *Entries) read(name string) (entry, bool, error) {
 	fail := func(err error) (entry, bool, error) {
 		return entry{}, false, fmt.Errorf("boot entry %s: %w", name, err)
+	}
+	if ours := strings.ToLower(name); name != ours {
+		return fail(fmt.Errorf("%w: ours are named in small letters; if it is one, rename it to %s", ErrForeign, ours))
 	}
 	f, err := e.Dir.Open(name)
 	if err != nil {

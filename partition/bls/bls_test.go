@@ -225,6 +225,37 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// A name in other case is the same name to the firmware: a slot that has one is neither without an entry nor written over it.
+func TestNamesInCapitals(t *testing.T) {
+	for _, tt := range []struct{ ours, theirs string }{
+		{"flipside-a.conf", "flipside-A.conf"}, {"flipside-b.conf", "flipside-B.conf"}, {"flipside-b.conf", "FLIPSIDE-B+2-1.CONF"}, {"flipside-b.conf", "Flipside-b.conf"},
+	} {
+		m := newMachine(t, good)
+		text := m.read(t, tt.ours)
+		if err := os.Rename(filepath.Join(string(m.dir), tt.ours), filepath.Join(string(m.dir), tt.theirs)); err != nil {
+			t.Fatal(err)
+		}
+		d := m.Open(t)
+		if _, err := d.Slots(); !errors.Is(err, bls.ErrForeign) {
+			t.Errorf("%s: Slots says %v", tt.theirs, err)
+		}
+		for _, slot := range []string{"USR-A", "USR-B"} {
+			if err := d.MarkBad(slot); !errors.Is(err, bls.ErrForeign) {
+				t.Errorf("%s: MarkBad of %s says %v", tt.theirs, slot, err)
+			}
+		}
+		if names, _ := m.dir.List(); m.read(t, tt.theirs) != text || len(names) != 3 {
+			t.Errorf("%s: the entries were changed: %v", tt.theirs, names)
+		}
+	}
+	// One of somebody else's stays nobody's concern.
+	m := newMachine(t, good)
+	m.put(t, "Flipside-Rescue.conf", "title rescue\nlinux /rescue\n")
+	if err := m.Open(t).MarkBad("USR-B"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTemplate(t *testing.T) {
 	for text, ok := range map[string]bool{
 		"linux /vmlinuz\n": true, "efi /x": true, "": false, "title nothing to start\n": false, "linux\n": false, "linux /x\nversion 3\n": false,

@@ -21,7 +21,7 @@
 //	flipside-b.conf       successful
 //
 // An entry without try sorts behind all others, and of the others the highest version is started. If several entries of a slot are there, because a
-// change was cut off, those of the highest version count.
+// change was cut off, those of the highest version count. A slot's entry whose name has capitals, which to a FAT is the same name, is [ErrForeign].
 //
 // # Order of durability
 //
