@@ -68,7 +68,7 @@ screenshots: toolchain ## the release server's page in a real browser; the pictu
 bench-omaha: toolchain ## the release server with 100 000 known hosts, against go-omaha's example server
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -run TestBenchOmaha -v ./omaha/server
 
-bench-delta: toolchain ## sizes and times of deltas and full payloads, against the C++ generators' and the system's tools (FLIPSIDE_BENCH_MIB: size of a file system, 256)
+bench-delta: toolchain ## sizes and times of deltas and full payloads, against the C++ generators' and the system's tools (FLIPSIDE_BENCH_MIB: size of a file system, 128)
 	@.ci/deps xz-utils bzip2 bsdiff e2fsprogs squashfs-tools
 	FLIPSIDE_LONG=1 $(GO) test -count=1 -timeout 30m -run TestBenchDelta -v ./payload/build
 

@@ -106,7 +106,11 @@ how keys are rotated. With --old it is a delta, which only hosts that run the ol
 the same bytes.
 
 --compress zstd is read by Flipside only, and decodes many times faster than what others read: xz, bzip2, or smallest, the smaller one
-of both for each piece. --major 1 is for older hosts, which know bzip2 only; its partitions are usr, kernel and pcr_policy.
+of both for each piece. xz takes the longest to make, and twice that where there is machine code.
+
+--major 1 is for older hosts, such as those with Flatcar's update_engine, which know no other. Its partitions are usr, kernel and pcr_policy, in this
+order, and only usr can be a delta, which is applied in place. Data is compressed with bzip2, or not at all. Keys are RSA, three at
+the most, of which such hosts look at the last.
 
 --unsigned leaves the signatures out. See "payload hash" for how to sign on a machine without a network, or with an HSM.
 

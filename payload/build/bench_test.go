@@ -123,7 +123,7 @@ func bsdiff(t *testing.T, a, b []byte) string {
 
 // benchUsr makes deltas of an update of /usr in the file systems that such images have.
 func benchUsr(t *testing.T) {
-	size := 256
+	size := 128
 	if s := os.Getenv("FLIPSIDE_BENCH_MIB"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {
