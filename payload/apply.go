@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -70,12 +71,15 @@ type ApplyOptions struct {
 	Progress func(Progress)
 	// ExpectedSHA256 is that of the whole file, as the server announced it; nil if unknown.
 	ExpectedSHA256 *[32]byte
-	Workers        int // 0: one for each processor, up to maxWorkers
+	Workers        int // 0: one for each processor, eight at most, or five where data is compressed with bzip2 or there are patches
 	Trace          *Trace
 }
 
-// maxWorkers bounds the memory for the decoders' tables on large machines.
-const maxWorkers = 8
+// Bounds of the memory for the decoders' tables on large machines. Those of bzip2, which patches may hold as well, are large.
+const (
+	maxWorkers      = 8
+	maxBzip2Workers = 5
+)
 
 // memoryBudget is how many bytes of data, old blocks and images may be in memory at a time. An operation that takes more is carried out alone.
 const memoryBudget = 24 << 20
@@ -95,12 +99,15 @@ func (p *Payload) Apply(ctx context.Context, opt ApplyOptions) error {
 	if opt.CheckpointEvery == 0 {
 		opt.CheckpointEvery = time.Second
 	}
-	if opt.Workers <= 0 {
-		opt.Workers = min(runtime.GOMAXPROCS(0), maxWorkers)
-	}
 	var ops []operation
 	for _, q := range p.Partitions {
 		ops = append(ops, q.ops...)
+	}
+	if opt.Workers <= 0 {
+		opt.Workers = min(runtime.GOMAXPROCS(0), maxWorkers)
+		if slices.ContainsFunc(ops, func(op operation) bool { return op.kind == ReplaceBZ || len(op.src) > 0 && op.n > 0 }) {
+			opt.Workers = min(opt.Workers, maxBzip2Workers)
+		}
 	}
 	a := &apply{
 		p: p, opt: opt, ops: ops, signed: sha256.New(), file: sha256.New(), done: make([]bool, len(ops)), states: map[int]state{},

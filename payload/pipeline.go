@@ -79,6 +79,7 @@ func (a *apply) run(ctx context.Context) error {
 	for range a.opt.Workers {
 		wg.Go(func() {
 			w := &worker{apply: a}
+			w.patcher.Bzip2 = &w.decoder.bzip2 // one operation at a time: they can share the tables
 			defer w.close()
 			for j := range jobs {
 				if ctx.Err() == nil {
@@ -118,6 +119,13 @@ const keepBuffer = 4 << 20
 
 // readBlobs reads the blobs in order, hashes them, and hands them out.
 func (a *apply) readBlobs(ctx context.Context, r io.Reader, jobs chan<- job, free <-chan []byte) error {
+	// Buffers are made as large as they will ever have to be, but for those that are not kept: growing would leave the smaller ones behind.
+	room := int64(0)
+	for i := range a.ops {
+		if n := a.ops[i].n; n <= keepBuffer {
+			room = max(room, n)
+		}
+	}
 	pos := a.offset
 	for i := a.first; i < len(a.ops); i++ {
 		op := &a.ops[i]
@@ -131,7 +139,7 @@ func (a *apply) readBlobs(ctx context.Context, r io.Reader, jobs chan<- job, fre
 			return err
 		}
 		if int64(cap(buf)) < op.n {
-			buf = make([]byte, op.n)
+			buf = make([]byte, max(op.n, room))
 		}
 		buf = buf[:op.n]
 		for at := 0; at < len(buf); { // in pieces, so that progress moves and memory stays in the cache

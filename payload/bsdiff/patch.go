@@ -76,7 +76,10 @@ func number(b []byte) int64 {
 }
 
 // Patcher applies one patch after the other. Its zero value is ready for use; it keeps the decoders' tables.
-type Patcher struct{ bzip2 unbzip2.Decoder }
+type Patcher struct {
+	// Bzip2 has the tables that bzip2 takes, for whoever decodes other things with them as well. nil: the patcher's own.
+	Bzip2 *unbzip2.Decoder
+}
 
 // Apply is [Patcher.Apply] for one patch.
 func Apply(dst, old, patch []byte) error { return new(Patcher).Apply(dst, old, patch) }
@@ -91,6 +94,9 @@ func (p *Patcher) Apply(dst, old, patch []byte) error {
 	}
 	if h.NewSize != int64(len(dst)) {
 		return corrupt("it makes %d bytes, want %d", h.NewSize, len(dst))
+	}
+	if p.Bzip2 == nil {
+		p.Bzip2 = new(unbzip2.Decoder)
 	}
 	body := patch[headerSize:]
 	control := p.open(h.Compressors[0], body[:h.Control])
@@ -166,7 +172,7 @@ func (p *Patcher) open(compressor byte, data []byte) io.Reader {
 	case compressor == 0 || len(data) == 0:
 		return bytes.NewReader(data)
 	case compressor == 1:
-		return p.bzip2.NewReader(data)
+		return p.Bzip2.NewReader(data)
 	default:
 		return brotli.NewReader(bytes.NewReader(data))
 	}

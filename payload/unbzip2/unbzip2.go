@@ -59,6 +59,8 @@ func (d *Decoder) Decode(dst, src []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	// A block of what fits into dst has at most a quarter more bytes before its run lengths are undone.
+	d.reserve(min(limit, len(dst)+len(dst)/4+1), 0)
 	n, sum := 0, uint32(0)
 	for {
 		more, want, err := r.section()
@@ -309,12 +311,17 @@ func (d *Decoder) grow(n, want, limit int) []uint32 {
 	if want = max(want, 2*n, 1<<14); want > limit/2 {
 		want = limit
 	}
+	d.reserve(want, n)
+	return d.forward[:min(len(d.forward), limit)]
+}
+
+// reserve makes tables for want symbols, if they are not as large yet, and keeps the first n.
+func (d *Decoder) reserve(want, n int) {
 	if want > len(d.forward) {
 		old := d.forward
 		d.forward, d.backward, d.text = make([]uint32, want), make([]uint32, want), make([]byte, want)
 		copy(d.forward, old[:n])
 	}
-	return d.forward[:min(len(d.forward), limit)]
 }
 
 // symbols reads the symbols of a block into forward, a byte in each place, and returns how many there are.
