@@ -40,8 +40,8 @@ var measuredSections = []string{".linux", ".osrel", ".cmdline", ".initrd", ".uco
 // otherSections make what is measured depend on the choice of a profile or on the hardware.
 var otherSections = []string{".profile", ".dtbauto", ".hwids", ".efifw"}
 
-// maxSection bounds what is read and filled up of a section.
-const maxSection = 1 << 30
+// maxFill bounds how much longer a section may be in memory than in the file. Tools that make images round up, to a page at most.
+const maxFill = 1 << 20
 
 // maxSignatures bounds the JSON of a release's PCR signatures.
 const maxSignatures = 1 << 20
@@ -78,8 +78,8 @@ func ReadKernel(r io.ReaderAt) (Kernel, error) {
 			continue
 		}
 		k.PCR = extend(k.PCR, append([]byte(name), 0))
-		if s.VirtualSize > maxSection {
-			return Kernel{}, fmt.Errorf("%w: section %s has %d bytes in memory", ErrUnpredictable, name, s.VirtualSize)
+		if int64(s.VirtualSize) > int64(s.Size)+maxFill {
+			return Kernel{}, fmt.Errorf("%w: section %s has %d bytes in the file and %d in memory", ErrUnpredictable, name, s.Size, s.VirtualSize)
 		}
 		h := sha256.New()
 		// What is measured is the section in memory: cut to its size there, or filled up with zeros.
