@@ -17,13 +17,15 @@ var (
 	ErrRunning   = errors.New("the running slot is never written to")
 	ErrNoSlot    = errors.New("no such slot")
 	ErrNotProven = errors.New("the running slot is not known to be good")
-	ErrStale     = errors.New("the slot was written to after it was verified")
-	ErrMismatch  = errors.New("the slot does not hold what was promised")
-	ErrGeometry  = errors.New("the partition table does not say where the slot is")
-	ErrLast      = errors.New("no slot would be left to boot")
-	ErrSettled   = errors.New("it was promised that nothing changes here")
-	ErrBusy      = errors.New("somebody else is at it")
-	ErrReadOnly  = errors.New("the disk is open for reading only")
+	// ErrTried means that a slot has been booted, or may have been, and is not known to have come up.
+	ErrTried    = errors.New("the slot may have been booted since")
+	ErrStale    = errors.New("the slot was written to after it was verified")
+	ErrMismatch = errors.New("the slot does not hold what was promised")
+	ErrGeometry = errors.New("the partition table does not say where the slot is")
+	ErrLast     = errors.New("no slot would be left to boot")
+	ErrSettled  = errors.New("it was promised that nothing changes here")
+	ErrBusy     = errors.New("somebody else is at it")
+	ErrReadOnly = errors.New("the disk is open for reading only")
 )
 
 // Slot is one A/B partition as the table has it.

@@ -82,9 +82,10 @@ func TestStay(t *testing.T) {
 		{name: "no priority above", a: "P14 T0 S1", b: "P15 T3 S0", tries: 3, wantA: "P2 T0 S1", wantB: "P1 T0 S1"},
 		{name: "put back already", a: "P4 T0 S1", b: "P3 T0 S1", tries: 1, wantA: "P4 T0 S1", wantB: "P3 T0 S1"},
 		{name: "never begun, and first", a: "P2 T0 S1", b: "P3 T0 S1", tries: 1, wantA: "P4 T0 S1", wantB: "P3 T0 S1"},
-		{name: "a try is spent", a: "P2 T0 S1", b: "P3 T1 S0", tries: 2, want: partition.ErrNotProven},
-		{name: "its tries are spent", a: "P2 T0 S1", b: "P3 T0 S0", tries: 1, want: partition.ErrNotProven},
-		{name: "unbootable", a: "P2 T0 S1", b: "P0 T0 S0", tries: 0, want: partition.ErrNotProven},
+		{name: "not started since, whatever the tries", a: "P2 T0 S1", b: "P3 T2 S0", tries: 0, wantA: "P4 T0 S1", wantB: "P3 T0 S1"},
+		{name: "a try is spent", a: "P2 T0 S1", b: "P3 T1 S0", tries: 2, want: partition.ErrTried},
+		{name: "its tries are spent", a: "P2 T0 S1", b: "P3 T0 S0", tries: 1, want: partition.ErrTried},
+		{name: "unbootable", a: "P2 T0 S1", b: "P0 T0 S0", tries: 0, want: partition.ErrTried},
 		{name: "the running slot is on trial", a: "P2 T0 S0", b: "P3 T1 S0", tries: 1, want: partition.ErrNotProven},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -418,8 +418,8 @@ func (d *Disk) GoBack(r Running, label string, tries int) error {
 }
 
 // Stay undoes GoBack before the other slot was booted: the running slot boots next again, and the other is what it falls back to, as it was
-// before. The caller knows that it was GoBack, and not Activate, that put the slot first, and with how many tries. A slot that has lost a
-// try since may be one that did not come up: ErrNotProven, and nothing is written.
+// before. The caller knows that it was GoBack, and not Activate, that put the slot first, and with how many tries; 0 means that the machine was
+// not started since. A slot that has lost a try may be one that did not come up: ErrTried, and nothing is written.
 func (d *Disk) Stay(r Running, label string, tries int) error {
 	fail := func(err error) error {
 		return fmt.Errorf("staying on slot %q instead of going back to %q: %w", r.slot.Label, label, err)
@@ -446,8 +446,8 @@ func (d *Disk) Stay(r Running, label string, tries int) error {
 		}
 		switch {
 		case now.Successful && now.Priority > 0: // done already, or never begun
-		case now.Priority == 0 || int(now.Tries) != tries:
-			return fmt.Errorf("%w: %s has priority %d and %d tries of %d, so it may have been booted since", ErrNotProven, now.Label, now.Priority, now.Tries, tries)
+		case now.Priority == 0 || now.Tries == 0 || tries > 0 && int(now.Tries) != tries:
+			return fmt.Errorf("%w: %s has priority %d and %d tries of %d", ErrTried, now.Label, now.Priority, now.Tries, tries)
 		}
 		if next, ok := Next(slots); ok && next.Index == run.Index && now.Successful {
 			return nil

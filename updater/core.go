@@ -339,8 +339,8 @@ func (s *steps) start(f Facts) {
 		s.enter(Armed)
 		c.gatesDue = s.now
 		s.wake()
-	case newBoot && st.Phase == Armed && s.slot(u.ToSlot).Priority == 0:
-		// Power was lost between giving the release up and saving that: nobody has booted it. A boot loader spends tries and leaves the priority.
+	case st.Phase == Armed && s.slot(u.ToSlot).Priority == 0 && (newBoot || st.Failures[u.Offer.Version].Held):
+		// Cut short between giving the release up and saving that: nobody has booted it. A boot loader spends tries and leaves the priority.
 		s.note(Ordered, "release %s was given up before it was booted", u.Offer.Version)
 		s.do(LeaveQueue{"given up"})
 		s.report(omaha.Failed(codeIgnoredPerPolicy))
@@ -621,8 +621,7 @@ func (s *steps) applyFailed(ev ApplyFailed) {
 	v := st.Update.Offer.Version
 	if st.Update.Rollback != "" {
 		s.failed(UpdateFailed, fmt.Errorf("going back to %s: %w", st.Update.ToSlot, ev.Err))
-		delete(st.Failures, st.Update.FromVer) // the host stays on it, so it was not taken back
-		s.forget()
+		s.stay() // whatever became of the table
 		return
 	}
 	if ev.Transient {
@@ -645,6 +644,8 @@ func (s *steps) rebootGates(ev GatesAnswered) {
 	c := s.c
 	st := &c.State
 	if st.Phase != Armed {
+		s.do(LeaveQueue{"nothing waits for a reboot any more"}) // it was given up while the gates were asked, and they may have granted a slot
+		s.wake()
 		return
 	}
 	u := st.Update

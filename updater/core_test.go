@@ -73,6 +73,7 @@ func TestTranscripts(t *testing.T) {
 type transcript struct {
 	core  *Core
 	saved State
+	asked Stage // by the last AskGates
 	start time.Time
 	now   time.Time
 }
@@ -118,11 +119,7 @@ func (r *transcript) command(t *testing.T, line string) string {
 		ev = Answered{Err: errors.New(arg)}
 	case "gates":
 		what, why, _ := strings.Cut(arg, " ")
-		stage := BeforeReboot
-		if r.core.State.Phase != Armed || r.core.offered != nil {
-			stage = BeforeDownload
-		}
-		ga := GatesAnswered{Stage: stage}
+		ga := GatesAnswered{Stage: r.asked}
 		switch what {
 		case "go":
 			ga.Answers = []reboot.Answer{{Gate: "strategy", Verdict: reboot.Go}}
@@ -182,6 +179,9 @@ func (r *transcript) command(t *testing.T, line string) string {
 			if err := json.Unmarshal(data, &r.saved); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if g, ok := e.(AskGates); ok {
+			r.asked = g.Stage
 		}
 		fmt.Fprintln(&out, effectText(r.core, e))
 	}
@@ -247,6 +247,9 @@ func effectText(c *Core, e Effect) string {
 	case Disarm:
 		return "disarm " + e.Slot
 	case Stay:
+		if e.Booted {
+			return "stay, and keep " + e.Slot + " unless it was tried"
+		}
 		return "stay, and keep " + e.Slot
 	}
 	return strings.ToLower(strings.TrimPrefix(fmt.Sprintf("%T", e), "updater."))

@@ -34,8 +34,9 @@ type Installer interface {
 	Arm(ctx context.Context, u Update) error
 	// Disarm makes a slot that is not running, or whose trial failed, unbootable.
 	Disarm(ctx context.Context, slot string) error
-	// Stay undoes the Arm of a rollback: the slot is again what the running one falls back to.
-	Stay(ctx context.Context, slot string) error
+	// Stay undoes the Arm of a rollback: the slot is again what the running one falls back to. booted says that the machine was started
+	// since, so that the slot may have been tried.
+	Stay(ctx context.Context, slot string, booted bool) error
 	// Confirm marks the running slot successful.
 	Confirm(ctx context.Context) error
 	// Slots describes all slots.
@@ -105,6 +106,7 @@ type Engine struct {
 // request is a function that runs in the loop, between two steps.
 type request struct {
 	run  func() []Effect
+	err  error // what could not be done of it
 	done chan struct{}
 }
 
@@ -136,7 +138,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		})
 	}
-	if err := e.perform(ctx, e.Core.Step(time.Now(), Start{facts}), launch, exit); err != nil {
+	if _, err := e.perform(ctx, e.Core.Step(time.Now(), Start{facts}), launch, exit); err != nil {
 		return ignoreCancel(ctx, err)
 	}
 	e.Tell(e.Core.about(Note{Kind: Started, Text: fmt.Sprintf("flipsided runs: release %s from %s, %s", facts.Version, facts.Running, e.Core.State.Phase)}))
@@ -158,6 +160,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		}
 		timer.Reset(wait)
 		var effects []Effect
+		var asked *request
 		select {
 		case <-ctx.Done():
 			return nil
@@ -168,9 +171,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case ev := <-e.events:
 			switch ev := ev.(type) {
 			case *request:
-				effects = ev.run()
-				e.publish()
-				close(ev.done)
+				effects, asked = ev.run(), ev
 			case Event:
 				effects = e.Core.Step(time.Now(), ev)
 				if _, ok := ev.(GatesAnswered); ok && e.Core.Queued() {
@@ -178,8 +179,14 @@ func (e *Engine) Run(ctx context.Context) error {
 				}
 			}
 		}
-		if err := e.perform(ctx, effects, launch, exit); err != nil {
+		failed, err := e.perform(ctx, effects, launch, exit)
+		if err != nil {
 			return ignoreCancel(ctx, err)
+		}
+		if asked != nil { // only now: whoever gave an order relies on what is done
+			asked.err = failed
+			e.publish()
+			close(asked.done)
 		}
 	}
 }
@@ -225,13 +232,14 @@ func ignoreCancel(ctx context.Context, err error) error {
 	return err
 }
 
-// perform carries out effects in order. Those that take long are launched; they report with an event.
-func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func(context.Context) Event), exit chan<- error) error {
+// perform carries out effects in order. Those that take long are launched; they report with an event. What failed of the others is told and
+// returned; err is what ends the engine.
+func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func(context.Context) Event), exit chan<- error) (failed, err error) {
 	for _, ef := range effects {
 		switch ef := ef.(type) {
 		case Save:
 			if err := e.save(ctx); err != nil {
-				return err
+				return failed, err
 			}
 		case Note:
 			e.Tell(ef)
@@ -253,10 +261,12 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 		case Disarm:
 			if err := e.Installer.Disarm(ctx, ef.Slot); err != nil {
 				e.tell(SlotTrouble, "slot %s could not be made unbootable: %v", ef.Slot, err)
+				failed = errors.Join(failed, err)
 			}
 		case Stay:
-			if err := e.Installer.Stay(ctx, ef.Slot); err != nil {
-				e.tell(SlotTrouble, "slot %s still boots next: %v", ef.Slot, err)
+			if err := e.Installer.Stay(ctx, ef.Slot, ef.Booted); err != nil {
+				e.tell(SlotTrouble, "slot %s may still boot next: %v", ef.Slot, err)
+				failed = errors.Join(failed, err)
 			}
 		case Reboot:
 			o := omaha.Offer{}
@@ -300,7 +310,7 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 			}
 		}
 	}
-	return nil
+	return failed, nil
 }
 
 // save does not give up: nothing that comes after it may begin before the state is on the disk.

@@ -66,7 +66,7 @@ func (b *bench) Apply(_ context.Context, u Update, checkpoint func(json.RawMessa
 }
 
 func (b *bench) Arm(context.Context, Update) error           { b.armed = true; return nil }
-func (b *bench) Stay(context.Context, string) error          { b.armed = false; return nil }
+func (b *bench) Stay(context.Context, string, bool) error    { b.armed = false; return nil }
 func (b *bench) Disarm(context.Context, string) error        { b.armed = false; return nil }
 func (b *bench) Confirm(context.Context) error               { return nil }
 func (b *bench) Slots(context.Context) ([]SlotStatus, error) { return nil, nil }

@@ -133,7 +133,10 @@ type (
 	// Disarm takes the slot's bits away: it will not boot.
 	Disarm struct{ Slot string }
 	// Stay undoes the Arm of a rollback: the running slot boots next, and the other keeps the release that was good before.
-	Stay struct{ Slot string }
+	Stay struct {
+		Slot   string
+		Booted bool // the machine was started since: the slot may have been tried
+	}
 	// Reboot asks for the reboot.
 	Reboot struct{ Reason string }
 	// Health runs the health checks of this boot.

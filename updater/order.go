@@ -91,6 +91,7 @@ func (s *steps) cancelled(why string) {
 		return
 	}
 	s.note(Ordered, "release %s is given up: %s; slot %s is made unbootable", u.Offer.Version, why, u.ToSlot)
+	s.do(Save{}) // if somebody put the release aside, that stays so even if this is cut short
 	s.do(LeaveQueue{why})
 	s.do(Disarm{u.ToSlot})
 	s.setSlot(u.ToSlot, SlotFacts{})
@@ -104,7 +105,7 @@ func (s *steps) cancelled(why string) {
 func (s *steps) stay() {
 	st := &s.c.State
 	u := st.Update
-	s.do(Stay{u.ToSlot})
+	s.do(Stay{u.ToSlot, u.BootID != s.c.Facts.BootID})
 	s.setSlot(u.ToSlot, SlotFacts{Priority: 1, Successful: true})
 	delete(st.Failures, u.FromVer)
 	s.forget()

@@ -216,7 +216,7 @@ func (e *Engine) CheckNow(ctx context.Context, by string, forgive ...string) err
 // do runs f in the loop.
 func (e *Engine) do(ctx context.Context, f func() []Effect) error {
 	e.start.Do(func() { e.events = make(chan any, 16) })
-	r := &request{f, make(chan struct{})}
+	r := &request{run: f, done: make(chan struct{})}
 	select {
 	case e.events <- r:
 	case <-ctx.Done():
@@ -224,7 +224,7 @@ func (e *Engine) do(ctx context.Context, f func() []Effect) error {
 	}
 	select {
 	case <-r.done:
-		return nil
+		return r.err
 	case <-ctx.Done():
 		return ctx.Err()
 	}

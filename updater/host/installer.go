@@ -428,10 +428,9 @@ func (in *installer) Disarm(ctx context.Context, slot string) error {
 	return nil
 }
 
-// Stay keeps the slot that a rollback would have booted as what it was before: good, and what the running one falls back to. One that may
-// have been booted since, and is not known to have come up, is made unbootable.
-func (in *installer) Stay(ctx context.Context, slot string) error {
-	in.guard.disarmed(ctx, slot)
+// Stay keeps the slot that a rollback would have booted as what it was before: good, and what the running one falls back to. Its secrets stay as
+// they are. One that may have been booted since, and is not known to have come up, is made unbootable.
+func (in *installer) Stay(ctx context.Context, slot string, booted bool) error {
 	d, err := in.open(false)
 	if err != nil {
 		return err
@@ -441,8 +440,13 @@ func (in *installer) Stay(ctx context.Context, slot string) error {
 	if err != nil {
 		return err
 	}
-	err = d.Stay(run, slot, int(in.conf.Slots.Tries))
-	if errors.Is(err, partition.ErrNotProven) {
+	tries := 0
+	if booted {
+		tries = int(in.conf.Slots.Tries)
+	}
+	err = d.Stay(run, slot, tries)
+	if errors.Is(err, partition.ErrTried) {
+		in.guard.disarmed(ctx, slot)
 		err = d.MarkBad(slot)
 	}
 	if err != nil {
