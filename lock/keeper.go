@@ -108,12 +108,18 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 		st.Granted, st.Blocked = false, fmt.Sprintf("the key of this host is not accepted in group %s; flipside fleet accept --group %[1]s %s", c.Group, c.Host)
 		return st, nil
 	}
-	if h, held := s.Holder(c.Host); held && (c.To == "" || h.To == c.To) {
+	spoilt := l != nil && l.known[c.Host].err != nil
+	if h, held := s.Holder(c.Host); held && !spoilt && (c.To == "" || h.To == c.To) {
 		k.saw(c, v.Rev)
 		return s.standing(c, 0, now), nil
 	} else if held {
-		// The host wants another reboot than it was granted, and nobody has judged the first one. It queues again.
-		if err := k.Release(ctx, c.Group, c.Host, Verdict{Outcome: Cancelled, Reason: "it asks for another reboot, to " + c.To, Token: h.Token}); err != nil {
+		// The host wants another reboot than it was granted, and nobody has judged the first one; or it is down only because its record is not its own,
+		// and what the state says of it is anybody's word. It queues again.
+		why := "it asks for another reboot, to " + c.To
+		if spoilt {
+			why = "it asks to reboot, so it is up; " + unknownReason
+		}
+		if err := k.Release(ctx, c.Group, c.Host, Verdict{Outcome: Cancelled, Reason: why, Token: h.Token}); err != nil {
 			return Standing{}, err
 		}
 		return k.request(ctx, c)
@@ -492,7 +498,9 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool
 			return State{}, 0, err
 		}
 		if l != nil {
-			// A state that is not there can be made by anybody, also by two hosts at once; one that is there tells of every change since it was read.
+			// A state that is not there can be made by anybody, also by two hosts at once. One that is there changes with everything that a key says: so a
+			// commit on top of it rests on all that was said. What is put into a record past it is not that host's last word, whatever it is (Record.last).
+			// Then the host counts as down, and does not go down before it has said something again (mayGoDown).
 			if v.StateRev == 0 {
 				return State{}, 0, fmt.Errorf("%w: the state of the group is gone; flipside fleet sign makes a new one", ErrUnsigned)
 			}

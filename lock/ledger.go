@@ -257,6 +257,11 @@ func (s *step) mayGoDown(i int) error {
 	if s.ledger == nil {
 		return nil
 	}
+	// A host that the others count by nothing it has said has nothing to commit either, and so nobody would conflict with it. It asks again first, which puts
+	// its record right.
+	if s.unknown(s.Holders[i]) {
+		return fmt.Errorf("%w: %s", ErrNotHeld, unknownReason)
+	}
 	others, zone := 0, 0
 	for j, h := range s.Holders {
 		if j == i || h.Phase == Granted {
@@ -402,6 +407,9 @@ func (k *Keeper) Enrol(ctx context.Context, group, host string) error {
 			return fail(err)
 		}
 		l, err := k.ledger(ctx, group, s)
+		if err != nil && !errors.Is(err, ErrUnsigned) {
+			return fail(err) // whether the key is accepted is not known, and so not whether saying that all is well would free a slot
+		}
 		if err == nil && l != nil {
 			switch accepted := l.keys[host]; accepted {
 			case mine:

@@ -378,6 +378,65 @@ func TestSpoiltRecordIsPutRight(t *testing.T) {
 	}
 }
 
+// The record of a host is spoilt, and it is said of it that it reboots, in a zone where nobody else does. It does not go down beside another of its own zone.
+func TestSpoiltRecordInAnotherZone(t *testing.T) {
+	g := newSignedGroup(t, 2, "a", "b")
+	g.must(g.op.EditPolicy(t.Context(), group, "", func(p *lock.Policy) error { p.ZoneMax = 1; return nil }))
+	ask := func(host string) lock.Standing {
+		t.Helper()
+		st, err := g.host[host].Request(t.Context(), lock.Claim{Group: group, Host: host, From: "1", To: "2", Zone: "rack"})
+		g.must(err)
+		return st
+	}
+	if st := ask("a"); !st.Granted {
+		t.Fatalf("%+v", st)
+	}
+	g.must(g.mark("a"))
+	g.put("b", []byte("rubbish"))
+	g.forge(func(s *lock.State) {
+		s.Holders = append(s.Holders, lock.Holder{Host: "b", Zone: "elsewhere", From: "1", To: "2", Phase: lock.Rebooting, Granted: g.now, Rebooting: g.now})
+	})
+	if err := g.mark("b"); !errors.Is(err, lock.ErrNotHeld) {
+		t.Errorf("b goes down: %v", err)
+	}
+	if st := ask("b"); st.Granted {
+		t.Errorf("b is granted a slot: %+v", st)
+	}
+	if err := g.mark("b"); !errors.Is(err, lock.ErrNotHeld) {
+		t.Errorf("b goes down: %v", err)
+	}
+	if h := g.holders(); !slices.Equal(h, []string{"a"}) {
+		t.Errorf("down: %q", h)
+	}
+}
+
+// away is a store that is away when the records of a whole group are read.
+type away struct{ *lock.Memory }
+
+func (a away) Records(ctx context.Context, group, name string) ([]lock.Record, error) {
+	if name == "" {
+		return nil, fmt.Errorf("%w: it is away", lock.ErrUnavailable)
+	}
+	return a.Memory.Records(ctx, group, name)
+}
+
+// A host whose key is accepted leaves it again while the store answers only in part. Nobody has said that it is well, so its slot is not freed.
+func TestEnrolIsNoVerdict(t *testing.T) {
+	g := newSignedGroup(t, 1, "a", "b")
+	g.goesDown("a")
+	g.put("a", []byte("rubbish"))
+	back := lock.On(away{g.store}, lock.Options{Now: g.clock, Owners: []crypto.PublicKey{g.owner.Public()}, Signer: g.key["a"]}) // another process
+	if err := back.Enrol(t.Context(), group, "a"); !errors.Is(err, lock.ErrUnavailable) {
+		t.Errorf("Enrol: %v", err)
+	}
+	if h := g.holders(); !slices.Equal(h, []string{"a"}) {
+		t.Errorf("down: %q", h)
+	}
+	if st := g.request("b"); st.Granted {
+		t.Errorf("b is granted a's slot: %+v", st)
+	}
+}
+
 // Every host has its own key, one in three commands is an attacker's, and no more than max are down at any time.
 func TestNeverMoreThanMaxUnderAttack(t *testing.T) {
 	const limit = 2

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -187,5 +188,102 @@ func TestStolenCredentials(t *testing.T) {
 		t.Error("b goes down beside a, behind whose back the state was put back")
 	} else if !strings.Contains(err.Error(), "down already") && !errors.Is(err, lock.ErrUnsigned) {
 		t.Error(err)
+	}
+}
+
+// Two hosts are told that they hold the one slot, by a proof that is used twice. While a says that it goes down, the thief spoils the record of b, past the
+// state. Not both go down.
+func TestSpoiltWhileAnotherGoesDown(t *testing.T) {
+	t.Parallel()
+	endpoint, _ := start(t)
+	const prefix = etcd.DefaultPrefix + "g/"
+	thief, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer thief.Close()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner := newKey(t)
+	op := open(t, etcd.Config{Endpoints: []string{endpoint}, Keeper: lock.Options{Owner: owner}})
+	must(op.Sign(t.Context(), "g"))
+	hosts, stores := map[string]*lock.Keeper{}, map[string]*interrupted{}
+	for _, name := range []string{"a", "b"} {
+		s, err := etcd.OpenStore(etcd.Config{Endpoints: []string{endpoint}})
+		must(err)
+		stores[name] = &interrupted{Store: s}
+		hosts[name] = lock.On(stores[name], lock.Options{Owners: []crypto.PublicKey{owner.Public()}, Signer: newKey(t)})
+		t.Cleanup(func() { hosts[name].Close() })
+		must(hosts[name].Enrol(t.Context(), "g", name))
+		_, err = op.Accept(t.Context(), "g", name, "")
+		must(err)
+	}
+	request := func(host string) lock.Standing {
+		t.Helper()
+		st, err := hosts[host].Request(t.Context(), lock.Claim{Group: "g", Host: host, To: "2"})
+		must(err)
+		return st
+	}
+	mark := func(host string) error {
+		return hosts[host].Mark(t.Context(), "g", host, lock.Mark{Phase: lock.Rebooting})
+	}
+	put := func(key string, change func(*lock.State)) {
+		t.Helper()
+		resp, err := thief.Get(t.Context(), prefix+"state")
+		must(err)
+		var s lock.State
+		must(json.Unmarshal(resp.Kvs[0].Value, &s))
+		change(&s)
+		data, err := json.Marshal(s)
+		must(err)
+		_, err = thief.Put(t.Context(), prefix+key, string(data))
+		must(err)
+	}
+
+	if st := request("a"); !st.Granted {
+		t.Fatalf("a: %+v", st)
+	}
+	if st := request("b"); st.Granted {
+		t.Fatalf("b: %+v", st)
+	}
+	place, err := thief.Get(t.Context(), prefix+"queue/b")
+	must(err)
+	var w lock.Waiter
+	must(json.Unmarshal(place.Kvs[0].Value, &w))
+	put("state", func(s *lock.State) {
+		s.Holders = append(s.Holders, lock.Holder{Host: "b", To: "2", Phase: lock.Granted, Granted: time.Now(), Token: s.Holders[0].Token, Proof: w.Proof})
+	})
+	for name := range hosts {
+		if st := request(name); !st.Granted {
+			t.Fatalf("the forged slot is told from a real one already: %s: %+v", name, st)
+		}
+	}
+	put("state", func(s *lock.State) { s.Holders[1].Phase, s.Holders[1].Rebooting = lock.Rebooting, time.Now() })
+	var b error
+	stores["a"].before = func() {
+		_, err := thief.Put(t.Context(), prefix+"record/b", "rubbish")
+		must(err)
+		b = mark("b")
+	}
+	a := mark("a")
+	if a == nil && b == nil {
+		t.Fatal("both go down, and max is 1")
+	}
+	if !errors.Is(b, lock.ErrNotHeld) {
+		t.Errorf("b goes down by nothing that it has said: %v", b)
+	}
+	if a != nil {
+		t.Errorf("a: %v", a)
+	}
+	// By asking again b puts its record right, and waits.
+	if st := request("b"); st.Granted {
+		t.Errorf("b: %+v", st)
+	}
+	if st, err := op.State(t.Context(), "g"); err != nil || len(st.Holders) != 1 || st.Holders[0].Host != "a" || len(st.Tampered) > 0 {
+		t.Errorf("%+v, %v", st, err)
 	}
 }
