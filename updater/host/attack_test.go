@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -539,5 +540,26 @@ func TestNextSlotsPCRPolicy(t *testing.T) {
 	r.write("boot/vmlinuz-a", "no unified image")
 	if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a")); err != nil {
 		t.Errorf("what cannot be predicted, with a program that says yes: %v", err)
+	}
+
+	// A TPM that does not answer now says nothing about the release, and passes no question on.
+	socket := filepath.Join(r.dir, "tpm.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	g.conf.Trust.TPM = socket
+	sigs, err := trust.SignPCRs(pcrKey, map[uint][]byte{7: make([]byte, 32), 11: make([]byte, 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("boot/vmlinuz-a", string(trusttest.Kernel(trusttest.Section{Name: ".linux", Data: []byte("kernel")}, trusttest.Section{Name: ".pcrsig", Data: sigs})))
+	for _, unlock := range []string{"", "/bin/true"} {
+		g.conf.Trust.Unlock = unlock
+		if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a")); !errors.Is(err, errGuard) || errors.Is(err, errSecrets) {
+			t.Errorf("a TPM that does not answer, trust.unlock = %q: %v", unlock, err)
+		}
 	}
 }

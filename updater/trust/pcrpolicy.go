@@ -277,7 +277,8 @@ func LoadPCRKeys(files []string) ([]*rsa.PublicKey, error) {
 }
 
 // Check reports whether secrets that are sealed to the keys will open when a kernel image boots: nil, if one of the keys has authorised the PCR values that it
-// will lead to. signatures are those that came beside the image, nil if none did; those inside count too. Otherwise the error is ErrShut or ErrUnpredictable.
+// will lead to. signatures are those that came beside the image, nil if none did; those inside count too. Otherwise the
+// error is ErrShut or ErrUnpredictable; any other one, such as ErrTPM, says that the question could not be asked now and may be later.
 func (p PCRKeys) Check(kernel io.ReaderAt, signatures []byte) error {
 	k, err := ReadKernel(kernel)
 	if err != nil {
@@ -340,8 +341,11 @@ func (p PCRKeys) Check(kernel io.ReaderAt, signatures []byte) error {
 			return nil
 		}
 	}
-	if unknown != nil {
+	switch {
+	case errors.Is(unknown, ErrNoTPM):
 		return fmt.Errorf("%w: %w", ErrUnpredictable, unknown)
+	case unknown != nil:
+		return fmt.Errorf("reading the PCRs that stay as they are: %w", unknown)
 	}
 	return fmt.Errorf("%w: none of the %d policies that are signed by this host's key is for what its kernel will measure (PCR 11 is %x in phase %s)", ErrShut, len(ours), at, phase)
 }

@@ -173,6 +173,7 @@ func TestCheckPCRPolicy(t *testing.T) {
 	reads := func(value []byte) func([]uint) (map[uint][]byte, error) {
 		return func([]uint) (map[uint][]byte, error) { return map[uint][]byte{7: value}, nil }
 	}
+	busy := func([]uint) (map[uint][]byte, error) { return nil, explain("reading the PCRs", tpm2.TPMRCRetry) }
 	for _, tt := range []struct {
 		name       string
 		kernel     []byte
@@ -190,11 +191,13 @@ func TestCheckPCRPolicy(t *testing.T) {
 		{"with a PCR that stays as it is", unified("2", with7), nil, PCRKeys{Keys: keys.Keys, Current: reads(seven)}, nil},
 		{"with a PCR that is another", unified("2", with7), nil, PCRKeys{Keys: keys.Keys, Current: reads(bytes.Repeat([]byte{8}, 32))}, ErrShut},
 		{"with a PCR and no TPM", unified("2", with7), nil, keys, ErrUnpredictable},
+		{"with a PCR and a TPM that is busy", unified("2", with7), nil, PCRKeys{Keys: keys.Keys, Current: busy}, ErrTPM},
+		{"with a busy TPM that is not needed", unified("2", sign(map[uint][]byte{11: at[:], 7: seven}, map[uint][]byte{11: at[:]})), nil, PCRKeys{Keys: keys.Keys, Current: busy}, nil},
 		{"not a unified kernel", []byte("bzImage"), nil, keys, ErrUnpredictable},
 		{"a PE file without a kernel", trusttest.Kernel(trusttest.Section{Name: ".text", Data: []byte("x")}), nil, keys, ErrUnpredictable},
 		{"profiles", trusttest.Kernel(trusttest.Section{Name: ".linux", Data: []byte("x")}, trusttest.Section{Name: ".profile", Data: []byte("x")}), nil, keys, ErrUnpredictable},
 	} {
-		if err := tt.keys.Check(bytes.NewReader(tt.kernel), tt.signatures); !errors.Is(err, tt.want) {
+		if err := tt.keys.Check(bytes.NewReader(tt.kernel), tt.signatures); !errors.Is(err, tt.want) || tt.want == ErrTPM && errors.Is(err, ErrUnpredictable) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
 		}
 	}
