@@ -14,6 +14,7 @@ import (
 	"github.com/flipside-linux/flipside/partition/atomicfile"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/control"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 func (a *app) configCommand() *cobra.Command {
@@ -144,6 +145,9 @@ func (a *app) configCheck(source func() config.Source) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := checkPCRKeys(src.Root, l); err != nil {
+				return err
+			}
 			if a.json {
 				return a.printJSON(configDocument(l))
 			}
@@ -151,6 +155,18 @@ func (a *app) configCheck(source func() config.Source) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// checkPCRKeys reads the files that trust.pcr_keys names, without which no release would be taken.
+func checkPCRKeys(root string, l *config.Loaded) error {
+	var files []string
+	for _, f := range l.Trust.PCRKeys {
+		files = append(files, filepath.Join(root, f))
+	}
+	if _, err := trust.LoadPCRKeys(files); err != nil {
+		return fmt.Errorf("%s: trust.pcr_keys: %w", l.Origins["trust.pcr_keys"], err)
+	}
+	return nil
 }
 
 func (a *app) configEdit() *cobra.Command {

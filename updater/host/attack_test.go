@@ -461,6 +461,27 @@ func TestClonedDiskGetsNoSlot(t *testing.T) {
 	}
 }
 
+// Keys for PCR policies that cannot be read are found out before the other slot is given up, and are nothing that a release has done.
+func TestPCRKeysThatCannotBeRead(t *testing.T) {
+	r := newRig(t)
+	r.newKey("ecdsa")
+	r.update("2.0.0", r.payload("2.0.0", r.image("2.0.0"), r.key))
+	good, other := r.slot("USR-A"), r.read("USR-A")
+	r.publish("3.0.0", r.payload("3.0.0", r.image("3.0.0"), r.key))
+	for file, want := range map[string]string{"missing.pem": "no such file", "ecdsa.pem": "PCR policies are signed with RSA"} {
+		path := filepath.Join(r.dir, file)
+		r.conf = "[trust]\npcr_keys = [\"" + path + "\"]\n"
+		slot, _ := r.boot()
+		st, rebooted := r.run(slot, func(st updater.Status) bool { return st.LastError != "" })
+		if rebooted || !strings.Contains(st.LastError, path) || !strings.Contains(st.LastError, want) {
+			t.Errorf("%s: rebooted: %t, %q", file, rebooted, st.LastError)
+		}
+		if s := r.slot("USR-A"); s != good || !bytes.Equal(r.read("USR-A"), other) {
+			t.Errorf("%s: the slot to go back to was changed: %+v, was %+v", file, s, good)
+		}
+	}
+}
+
 // The disk's key is sealed to signed PCR policies. A release whose kernel leads to PCRs that nobody has authorised is not armed, and the host stays where its disk
 // opens; one that is authorised is, and so is the way back.
 func TestNextSlotsPCRPolicy(t *testing.T) {

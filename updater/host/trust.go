@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -91,6 +92,9 @@ func (g *guard) options(ctx context.Context) (payload.Options, error) {
 	for _, w := range keys.Warnings(time.Now()) {
 		g.log.Warn(w)
 	}
+	if _, err := g.pcrKeys(); err != nil {
+		return payload.Options{}, err
+	}
 	return payload.Options{Keys: keys.Ring(), MinTimestamp: level.Number, Product: g.conf.Trust.Product}, nil
 }
 
@@ -114,6 +118,8 @@ func (g *guard) opens(ctx context.Context, slot string, files map[string]string,
 			g.log.Warn("trust.unlock alone decides whether the secrets of the next boot will open", "slot", slot, "reason", err)
 		case errors.Is(err, trust.ErrUnpredictable), errors.Is(err, trust.ErrShut):
 			return fmt.Errorf("%w: slot %s: %w", errSecrets, slot, err)
+		case errors.Is(err, errGuard):
+			return fmt.Errorf("slot %s: %w", slot, err)
 		case err != nil:
 			return fmt.Errorf("%w: slot %s: %w", errGuard, slot, err)
 		}
@@ -121,10 +127,19 @@ func (g *guard) opens(ctx context.Context, slot string, files map[string]string,
 	return g.secrets(ctx, "arm", slot, append(env, "KERNEL="+files[kernelPart], "PCR_POLICY="+files[policyPart])...)
 }
 
-func (g *guard) checkPCRs(files map[string]string) error {
+// pcrKeys reads the keys anew. Whether it can is known before a slot is written, not only before it is armed.
+func (g *guard) pcrKeys() ([]*rsa.PublicKey, error) {
 	keys, err := trust.LoadPCRKeys(g.conf.Trust.PCRKeys)
 	if err != nil {
-		return fmt.Errorf("trust.pcr_keys: %w", err)
+		return nil, fmt.Errorf("%w: trust.pcr_keys: %w", errGuard, err)
+	}
+	return keys, nil
+}
+
+func (g *guard) checkPCRs(files map[string]string) error {
+	keys, err := g.pcrKeys()
+	if err != nil {
+		return err
 	}
 	path := files[kernelPart]
 	if path == "" {

@@ -261,17 +261,19 @@ type PCRKeys struct {
 
 // LoadPCRKeys reads RSA public keys from PEM files.
 func LoadPCRKeys(files []string) ([]*rsa.PublicKey, error) {
-	keys, err := PublicKeys(files)
-	if err != nil {
-		return nil, err
-	}
 	var list []*rsa.PublicKey
-	for _, k := range keys {
-		r, ok := k.(*rsa.PublicKey)
-		if !ok {
-			return nil, fmt.Errorf("a key of type %T: PCR policies are signed with RSA", k)
+	for _, file := range files {
+		keys, err := PublicKeys([]string{file})
+		if err != nil {
+			return nil, err
 		}
-		list = append(list, r)
+		for _, k := range keys {
+			r, ok := k.(*rsa.PublicKey)
+			if !ok {
+				return nil, fmt.Errorf("reading a public key: %s: it is of type %T, and PCR policies are signed with RSA", file, k)
+			}
+			list = append(list, r)
+		}
 	}
 	return list, nil
 }
