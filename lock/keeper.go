@@ -314,6 +314,9 @@ func (k *Keeper) Release(ctx context.Context, group, host string, v Verdict) err
 		}
 		return nil
 	})
+	if errors.Is(err, ErrUnsigned) && v.Outcome == Forced && k.opt.Owner != nil {
+		err = k.forced(ctx, group, host, v, err)
+	}
 	if err == nil {
 		k.mu.Lock()
 		delete(k.marked, group+"/"+host)

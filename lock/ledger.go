@@ -109,7 +109,7 @@ func (l *ledger) verify(k *Keeper, owners []string) error {
 	case !slices.Contains(owners, print):
 		return fmt.Errorf("%w: the policy of group %q is signed by %s, which is no owner's key", ErrUnsigned, l.group, print)
 	case st.Policy == nil:
-		return fmt.Errorf("%w: the policy of group %q is missing in what an owner has signed", ErrUnsigned, l.group)
+		return fmt.Errorf("%w: an owner has signed that group %q needs no signatures; flipside fleet sign makes it need them again", ErrUnsigned, l.group)
 	}
 	if err := st.Policy.Check(); err != nil {
 		return fmt.Errorf("%w: %w", ErrSchema, err)
@@ -443,22 +443,36 @@ func (k *Keeper) putRecords(ctx context.Context, group string, v View, s State, 
 }
 
 // Sign makes the policy of a group, as it is, one that an owner has signed: from then on its hosts say by their own keys that they go down and that they are well,
-// and nobody else can for them. It takes the owner's key, and that no host is down that has not signed so. It may be called again, with another owner's key too.
-// After somebody without a key has changed or deleted what an owner had signed, the hosts' keys are to be accepted again.
+// and nobody else can for them. It takes the owner's key, and that no host is down that has not signed so. It may be called again, with another owner's key too,
+// by a keeper that knows both. After somebody without a key has changed or deleted what an owner had signed, and after [Keeper.Unsign], the hosts' keys are to be
+// accepted again. A policy that somebody has signed whom this keeper does not know is an error ([ErrUnsigned]); see [Keeper.SignOver].
 func (k *Keeper) Sign(ctx context.Context, group string) error {
+	return k.signPolicy(ctx, group, false)
+}
+
+// SignOver is [Keeper.Sign] also over a policy that is signed by a key which is no owner's here. It drops the keys of all hosts that were accepted by that key.
+func (k *Keeper) SignOver(ctx context.Context, group string) error {
+	return k.signPolicy(ctx, group, true)
+}
+
+func (k *Keeper) signPolicy(ctx context.Context, group string, over bool) error {
 	return k.resign(ctx, group, "signed", func(s *step, l *ledger) ([]Record, error) {
-		owners, err := k.owners()
-		if err != nil {
-			return nil, err
-		}
-		if l.verify(k, owners) == nil {
+		signed, err := l.holds(k)
+		switch {
+		case signed:
 			l.reconcile(s)
-		} else {
-			l.keys = nil
+		case err != nil && !(over && errors.Is(err, ErrUnsigned)):
+			return nil, err
+		default:
+			var down []string
 			for _, h := range s.Holders {
 				if h.Phase != Granted {
-					return nil, fmt.Errorf("%w: %q holds a slot, and nobody has signed that; wait until it is back", ErrInvalid, h.Host)
+					down = append(down, h.Host)
 				}
+			}
+			if len(down) > 0 {
+				return nil, fmt.Errorf("%w: no policy that holds says who may free the slots of %q; wait until these hosts are back, or, where they are and cannot say so, look at each and then: flipside fleet force-release --group %s --owner-key FILE --reason TEXT HOST",
+					ErrInvalid, down, group)
 			}
 		}
 		s.Schema = signedSchema
@@ -467,15 +481,56 @@ func (k *Keeper) Sign(ctx context.Context, group string) error {
 	})
 }
 
-// Unsign lets a group be used without signatures again, by those who name no owner's key.
+// Unsign lets a group be used without signatures again, by those who name no owner's key. What was signed is void from then on: to who names one, the group is not
+// signed, and when it is signed again that is the policy which it has then.
 func (k *Keeper) Unsign(ctx context.Context, group string) error {
-	return k.resign(ctx, group, "not signed any more", func(s *step, _ *ledger) ([]Record, error) {
+	return k.resign(ctx, group, "not signed any more", func(s *step, l *ledger) ([]Record, error) {
+		signed, err := l.holds(k)
+		if err != nil {
+			return nil, err
+		}
+		if signed {
+			l.reconcile(s) // who has signed that it is down keeps its slot
+		}
 		s.Schema = schema
-		return nil, nil
+		old := l.record(ownerRecord)
+		if old.Version == 0 {
+			return nil, nil
+		}
+		r, err := seal(k.opt.Owner, old, statement{Group: group, Name: ownerRecord, At: s.now})
+		return []Record{r}, err
 	})
 }
 
-// resign changes whether a group is signed. It does not ask whether what was signed still holds.
+// holds reports whether what an owner has signed holds. It is an error if it is somebody else who has.
+func (l *ledger) holds(k *Keeper) (bool, error) {
+	owners, err := k.owners()
+	if err != nil {
+		return false, err
+	}
+	if l.verify(k, owners) == nil {
+		return true, nil
+	}
+	st, by, err := k.last(l.group, l.record(ownerRecord))
+	if err == nil && st.Policy != nil && !slices.Contains(owners, by) {
+		return false, fmt.Errorf("%w: the policy and the keys of %d hosts are signed by %s, which is no owner's key here; name it too (--owner, lock.owners), or drop all that it has signed with flipside fleet sign --force",
+			ErrUnsigned, len(st.Keys), by)
+	}
+	return false, nil
+}
+
+// forced is an owner's verdict in a group where nothing that holds is signed, so that no host can give its slot back and the policy cannot be signed either. It
+// frees the slot in the state, which is all that there is. cause is why it could not be done the usual way.
+func (k *Keeper) forced(ctx context.Context, group, host string, v Verdict, cause error) error {
+	return k.resign(ctx, group, "", func(s *step, l *ledger) ([]Record, error) {
+		if signed, err := l.holds(k); signed || err != nil || s.holder(host) < 0 {
+			return nil, cause
+		}
+		return nil, s.verdict(host, v)
+	})
+}
+
+// resign changes whether a group is signed, or what it takes for that. It does not ask whether what was signed still holds.
 func (k *Keeper) resign(ctx context.Context, group, what string, f func(*step, *ledger) ([]Record, error)) error {
 	fail := func(err error) error { return fmt.Errorf("changing who signs for group %q: %w", group, err) }
 	if err := CheckGroup(group); err != nil {
@@ -506,7 +561,9 @@ func (k *Keeper) resign(ctx context.Context, group, what string, f func(*step, *
 		if again {
 			err = k.putRecords(ctx, group, v, s, records...)
 		} else {
-			st.log(what, "", "", "", "")
+			if what != "" {
+				st.log(what, "", "", "", "")
+			}
 			st.signal = true
 			c, e := st.commit()
 			if e != nil {

@@ -294,7 +294,10 @@ func TestForgedRecords(t *testing.T) {
 			g.forge(func(s *lock.State) { s.Holders = nil })
 		}},
 		{"the owner's record is the attacker's", func(g *signedGroup) {
-			g.must(lock.On(g.store, lock.Options{Now: g.clock, Owner: newKey(g.T)}).Unsign(g.Context(), group))
+			g.forge(func(s *lock.State) { s.Holders = nil })
+			attacker := lock.On(g.store, lock.Options{Now: g.clock, Owner: newKey(g.T)})
+			g.must(attacker.SignOver(g.Context(), group))
+			g.must(attacker.Unsign(g.Context(), group))
 			g.put("/owner", []byte(`{"statement":"e30="}`))
 			g.forge(func(s *lock.State) { s.Holders, s.Schema = nil, 1 })
 		}},
@@ -434,6 +437,116 @@ func TestEnrolIsNoVerdict(t *testing.T) {
 	}
 	if st := g.request("b"); st.Granted {
 		t.Errorf("b is granted a's slot: %+v", st)
+	}
+}
+
+// What was signed before a group was used without signatures comes back with none of it.
+func TestUnsignThenSign(t *testing.T) {
+	g := newSignedGroup(t, 1, "a", "b")
+	g.goesDown("a")
+	g.forge(func(s *lock.State) { s.Holders = nil })
+	g.must(g.op.Unsign(t.Context(), group))
+	plain := lock.On(g.store, lock.Options{Now: g.clock})
+	st, err := plain.State(t.Context(), group)
+	g.must(err)
+	if len(st.Holders) != 1 || st.Holders[0].Host != "a" {
+		t.Errorf("a has signed that it is down: %+v", st.Holders)
+	}
+	if err := g.mark("b"); !errors.Is(err, lock.ErrUnsigned) {
+		t.Errorf("a host that asks for signatures: %v", err)
+	}
+
+	g.must(plain.SetMax(t.Context(), group, 3))
+	if st, err := plain.Request(t.Context(), lock.Claim{Group: group, Host: "b", From: "1", To: "2"}); err != nil || !st.Granted {
+		t.Fatal(st, err)
+	}
+	g.must(plain.Mark(t.Context(), group, "b", lock.Mark{Phase: lock.Rebooting}))
+	for _, host := range []string{"a", "b"} {
+		if err := g.op.Sign(t.Context(), group); !errors.Is(err, lock.ErrInvalid) || !strings.Contains(err.Error(), host) {
+			t.Errorf("it is signed while %s is down: %v", host, err)
+		}
+		g.must(plain.Release(t.Context(), group, host, lock.Verdict{Outcome: lock.Healthy}))
+	}
+	g.must(g.op.Sign(t.Context(), group))
+	if s := g.state(); s.Policy.Max != 3 || len(s.Tampered) != 0 {
+		t.Errorf("%+v, %q", s.Policy, s.Tampered)
+	}
+	for _, host := range []string{"a", "b"} {
+		_, err := g.op.Accept(t.Context(), group, host, "")
+		g.must(err)
+	}
+	g.isWell("a") // its last word was that it goes down
+	g.goesDown("b")
+}
+
+// Somebody spoils the owner's record while a reboots. Nobody can give the slot back then, and nothing can be signed over it, but for an owner, who has looked at a.
+func TestSpoiltPolicyWhileDown(t *testing.T) {
+	g := newSignedGroup(t, 1, "a", "b")
+	g.goesDown("a")
+	g.put("/owner", []byte("rubbish"))
+	release := func(k *lock.Keeper, o lock.Outcome) error {
+		return k.Release(t.Context(), group, "a", lock.Verdict{Outcome: o, Reason: "seen"})
+	}
+	if err := release(g.host["a"], lock.Healthy); !errors.Is(err, lock.ErrUnsigned) {
+		t.Errorf("a: %v", err)
+	}
+	if err := g.op.Sign(t.Context(), group); !errors.Is(err, lock.ErrInvalid) || !strings.Contains(err.Error(), "flipside fleet force-release --group g --owner-key") {
+		t.Errorf("Sign does not say what to do: %v", err)
+	}
+	for who, k := range map[string]*lock.Keeper{"b": g.host["b"], "a client without a key": g.keeper(nil)} {
+		if err := release(k, lock.Forced); !errors.Is(err, lock.ErrUnsigned) {
+			t.Errorf("%s releases a's slot: %v", who, err)
+		}
+	}
+	if err := release(g.op, lock.Healthy); !errors.Is(err, lock.ErrUnsigned) {
+		t.Errorf("an owner, as if it were a: %v", err)
+	}
+	g.must(release(g.op, lock.Forced))
+	g.must(g.op.Sign(t.Context(), group))
+	for _, host := range []string{"a", "b"} {
+		_, err := g.op.Accept(t.Context(), group, host, "")
+		g.must(err)
+	}
+	if st := g.request("b"); st.Granted {
+		t.Errorf("a has signed that it goes down, and not yet that it is well: %+v", st)
+	}
+	g.must(release(g.host["a"], lock.Healthy))
+	if err := g.mark("b"); err != nil {
+		t.Errorf("b: %v; %+v", err, g.state())
+	}
+	if s := g.state(); len(s.Tampered) != 0 {
+		t.Errorf("%q", s.Tampered)
+	}
+}
+
+// An owner whom nobody has told this keeper of has signed. Its policy and the keys that it has accepted are not dropped by a slip.
+func TestSignOver(t *testing.T) {
+	g := newSignedGroup(t, 1, "a")
+	other := newKey(t)
+	slip := lock.On(g.store, lock.Options{Now: g.clock, Owner: other})
+	for what, err := range map[string]error{"Sign": slip.Sign(t.Context(), group), "Unsign": slip.Unsign(t.Context(), group)} {
+		if !errors.Is(err, lock.ErrUnsigned) || !strings.Contains(err.Error(), "sign --force") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	g.goesDown("a")
+	if err := slip.Release(t.Context(), group, "a", lock.Verdict{Outcome: lock.Forced}); !errors.Is(err, lock.ErrUnsigned) {
+		t.Errorf("Release: %v", err)
+	}
+	g.isWell("a")
+
+	// With both keys named, nothing is lost.
+	g.must(lock.On(g.store, lock.Options{Now: g.clock, Owner: other, Owners: []crypto.PublicKey{g.owner.Public()}}).Sign(t.Context(), group))
+	keys, err := slip.Keys(t.Context(), group)
+	g.must(err)
+	if len(keys) != 1 || keys[0].Fingerprint == "" {
+		t.Errorf("%+v", keys)
+	}
+	g.must(g.op.SignOver(t.Context(), group))
+	keys, err = g.op.Keys(t.Context(), group)
+	g.must(err)
+	if len(keys) != 1 || keys[0].Fingerprint != "" {
+		t.Errorf("a key that another owner has accepted is believed: %+v", keys)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) fleetSign(s *semaphoreFlags) *cobra.Command {
-	var off bool
+	var off, force bool
 	cmd := &cobra.Command{
 		Use:   "sign",
 		Short: "sign the policy of a group, so that only hosts' own keys take and free slots",
@@ -23,12 +23,18 @@ func (a *app) fleetSign(s *semaphoreFlags) *cobra.Command {
 whoever has only the credentials for the store can neither take nor free a slot. Hosts need lock.signer and lock.owners; their keys are accepted
 with "fleet accept". It is an error while a host is down that has not signed so.
 
-Run it again to sign with another key, or after somebody has spoilt what was signed. Look at "fleet policy get" first: what it shows is what is signed.
+Run it again to sign with another key, or after somebody has spoilt what was signed. Look at "fleet policy get" first: what it shows is what is signed. If a host
+holds a slot then and cannot give it back, look at it, and take the slot with "fleet force-release". A policy that is signed by a key which is no owner's here
+(--owner, lock.owners) is left alone; --force signs over it, and drops the hosts' keys that it had accepted.
 
---off lets the group be used without signatures again. Take lock.owners out of the hosts' configuration before.`,
+--off lets the group be used without signatures again. Take lock.owners out of the hosts' configuration before. When it is signed again, it is with the policy
+that it has then, and the hosts' keys are accepted anew.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if s.ownerKey == "" {
 				return usagef("--owner-key is missing: who signs?")
+			}
+			if off && force {
+				return usagef("--off and --force do not go together: sign with --force first")
 			}
 			return s.with(cmd.Context(), func(k *lock.Keeper) error {
 				if off {
@@ -37,7 +43,11 @@ Run it again to sign with another key, or after somebody has spoilt what was sig
 					}
 					return a.done(fmt.Sprintf("group %s needs no signatures any more", s.group))
 				}
-				if err := k.Sign(cmd.Context(), s.group); err != nil {
+				sign := k.Sign
+				if force {
+					sign = k.SignOver
+				}
+				if err := sign(cmd.Context(), s.group); err != nil {
 					return err
 				}
 				return a.done(fmt.Sprintf("the policy of group %s is signed; flipside fleet keys --group %[1]s shows whose keys wait to be accepted", s.group))
@@ -45,6 +55,7 @@ Run it again to sign with another key, or after somebody has spoilt what was sig
 		},
 	}
 	cmd.Flags().BoolVar(&off, "off", false, "no signatures any more")
+	cmd.Flags().BoolVar(&force, "force", false, "also over what a key has signed that is no owner's here")
 	return cmd
 }
 

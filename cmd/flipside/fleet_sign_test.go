@@ -96,6 +96,13 @@ func TestFleetSign(t *testing.T) {
 	fleet(exitOK, "fleet", "force-release", "b", "--reason", "burnt", "--owner-key", owner)
 	fleet(exitOK, "lock", "set-max", "5", "--owner-key", owner)
 	fleet(exitOK, "fleet", "forget", "b", "--reason", "sold", "--owner-key", owner)
+	other, _ := key("other")
+	if out := run(exitPermitted, "fleet", "sign", "--store", dir, "--group", "web", "--owner-key", other); !strings.Contains(out, "--force") {
+		t.Error(out)
+	}
+	fleet(exitOK, "fleet", "sign", "--owner-key", other) // it knows both
+	run(exitUsage, "fleet", "sign", "--store", dir, "--group", "web", "--owner-key", owner, "--off", "--force")
+	run(exitOK, "fleet", "sign", "--store", dir, "--group", "web", "--owner-key", owner, "--force")
 	fleet(exitOK, "fleet", "sign", "--off", "--owner-key", owner)
 	run(exitOK, "lock", "acquire", "--store", dir, "--group", "web", "--host", "c")
 }
