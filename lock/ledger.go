@@ -87,16 +87,43 @@ func (k *Keeper) ledger(ctx context.Context, group string, s State) (*ledger, er
 	return l, l.verify(k, owners)
 }
 
+// readLedger reads what the owner has signed and then the records of the hosts that it names: whoever may write to the store can add as many others as they like.
 func (k *Keeper) readLedger(ctx context.Context, group string) (*ledger, error) {
-	list, err := k.store.Records(ctx, group, "")
+	owners, err := k.owners()
 	if err != nil {
 		return nil, err
 	}
 	l := &ledger{group: group, records: map[string]Record{}, known: map[string]holding{}}
-	for _, r := range list {
-		l.records[r.Name] = r
+	if err := l.read(ctx, k.store, ownerRecord); err != nil {
+		return nil, err
+	}
+	st, by, err := k.last(group, l.record(ownerRecord))
+	if err != nil || !slices.Contains(owners, by) {
+		return l, nil // verify says so
+	}
+	for names := range slices.Chunk(slices.Sorted(maps.Keys(st.Keys)), recordsAtOnce) {
+		if err := l.read(ctx, k.store, names...); err != nil {
+			return nil, err
+		}
 	}
 	return l, nil
+}
+
+// recordsAtOnce is how many records are asked for at once, and maxWord bounds what is kept of what a host has said: it is a few kilobytes long.
+const (
+	recordsAtOnce = 64
+	maxWord       = 64 << 10
+)
+
+func (l *ledger) read(ctx context.Context, store Store, names ...string) error {
+	list, err := store.Records(ctx, l.group, names...)
+	for _, r := range list {
+		if r.Name != ownerRecord && len(r.Data) > maxWord {
+			r.Data = nil // no host has written that
+		}
+		l.records[r.Name] = r
+	}
+	return err
 }
 
 // verify finds out what the owner has signed and where each host stands.
@@ -596,6 +623,9 @@ func (k *Keeper) Accept(ctx context.Context, group, host, fingerprint string) (s
 	}
 	entered := ""
 	err := k.edit(ctx, group, func(s *step) error {
+		if err := s.ledger.read(ctx, k.store, host); err != nil {
+			return err
+		}
 		st, by, err := s.ledger.record(host).last(group)
 		switch {
 		case err != nil:
@@ -668,6 +698,9 @@ func (k *Keeper) Keys(ctx context.Context, group string) ([]HostKey, error) {
 	}
 	l, err := k.readLedger(ctx, group)
 	if err != nil {
+		return nil, fmt.Errorf("reading the keys of group %q: %w", group, err)
+	}
+	if err := l.read(ctx, k.store); err != nil { // with those that wait to be accepted
 		return nil, fmt.Errorf("reading the keys of group %q: %w", group, err)
 	}
 	signed := len(owners) > 0 && l.verify(k, owners) == nil

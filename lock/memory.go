@@ -184,12 +184,12 @@ func (m *Memory) Follow(ctx context.Context, group string, after int64, changed 
 }
 
 // Records implements [Store].
-func (m *Memory) Records(ctx context.Context, group, name string) ([]Record, error) {
+func (m *Memory) Records(ctx context.Context, group string, names ...string) ([]Record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var list []Record
 	for _, r := range m.group(group).records {
-		if name == "" || r.Name == name {
+		if len(names) == 0 || slices.Contains(names, r.Name) {
 			list = append(list, r)
 		}
 	}

@@ -22,8 +22,9 @@ type Store interface {
 	// Watch returns nil once, after revision after, host has left the queue or a change with Signal was made, or when
 	// that can no longer be told.
 	Watch(ctx context.Context, group, host string, after int64) error
-	// Records returns the signed records of a group: that of name, or all of them if name is "". They are no older than what Read has returned before.
-	Records(ctx context.Context, group, name string) ([]Record, error)
+	// Records returns the signed records of a group that have one of these names; without names all of them, which is for an operator: anybody who may
+	// write to the store can add to them. They are no older than what Read has returned before.
+	Records(ctx context.Context, group string, names ...string) ([]Record, error)
 	// History returns the audit trail, each entry under the number that it was committed with.
 	History(ctx context.Context, group string) ([][]byte, error)
 	// Follow calls changed after every change of the state, until ctx ends or it returns false.

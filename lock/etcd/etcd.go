@@ -353,25 +353,66 @@ func (s *Store) Commit(ctx context.Context, group, host string, limit int, v loc
 	return rev, now, err
 }
 
+// atOnce is how many records one transaction reads: below etcd's limit of 128 operations, and a bounded answer, whatever somebody has put there.
+const atOnce = 64
+
+// maxRecords bounds how many records of a group are listed.
+const maxRecords = 20000
+
 // Records implements [lock.Store].
-func (s *Store) Records(ctx context.Context, group, name string) ([]lock.Record, error) {
-	var list []lock.Record
-	var opts []clientv3.OpOption
-	if name == "" {
-		opts = append(opts, clientv3.WithPrefix())
+func (s *Store) Records(ctx context.Context, group string, names ...string) ([]lock.Record, error) {
+	if len(names) == 0 {
+		return s.allRecords(ctx, group)
 	}
-	err := s.try(ctx, func(ctx context.Context) error {
-		resp, err := s.c.Get(ctx, s.record(group)+name, opts...)
+	var list []lock.Record
+	for some := range slices.Chunk(names, atOnce) {
+		var ops []clientv3.Op
+		for _, name := range some {
+			ops = append(ops, clientv3.OpGet(s.record(group)+name))
+		}
+		err := s.try(ctx, func(ctx context.Context) error {
+			resp, err := s.c.Txn(ctx).Then(ops...).Commit()
+			if err != nil {
+				return err
+			}
+			for i, name := range some {
+				for _, kv := range resp.Responses[i].GetResponseRange().Kvs {
+					list = append(list, lock.Record{Name: name, Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version})
+				}
+			}
+			return nil
+		})
 		if err != nil {
-			return err
+			return nil, err
 		}
-		list = nil
-		for _, kv := range resp.Kvs {
-			list = append(list, lock.Record{Name: strings.TrimPrefix(string(kv.Key), s.record(group)), Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version})
+	}
+	return list, nil
+}
+
+func (s *Store) allRecords(ctx context.Context, group string) ([]lock.Record, error) {
+	var list []lock.Record
+	from := s.record(group)
+	for more := true; more; {
+		err := s.try(ctx, func(ctx context.Context) error {
+			resp, err := s.c.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.record(group))), clientv3.WithLimit(atOnce))
+			if err != nil {
+				return err
+			}
+			more = resp.More
+			for _, kv := range resp.Kvs {
+				from = string(kv.Key) + "\x00"
+				list = append(list, lock.Record{Name: strings.TrimPrefix(string(kv.Key), s.record(group)), Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version})
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
 		}
-		return nil
-	})
-	return list, err
+		if len(list) > maxRecords {
+			return nil, fmt.Errorf("%w: there are more than %d keys below %s; delete what is no host's", lock.ErrInvalid, maxRecords, s.record(group))
+		}
+	}
+	return list, nil
 }
 
 // History implements [lock.Store].

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -285,5 +286,74 @@ func TestSpoiltWhileAnotherGoesDown(t *testing.T) {
 	}
 	if st, err := op.State(t.Context(), "g"); err != nil || len(st.Holders) != 1 || st.Holders[0].Host != "a" || len(st.Tampered) > 0 {
 		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// reader counts what is read of a store's records.
+type reader struct {
+	*etcd.Store
+	bytes int
+}
+
+func (s *reader) Records(ctx context.Context, group string, names ...string) ([]lock.Record, error) {
+	list, err := s.Store.Records(ctx, group, names...)
+	for _, r := range list {
+		s.bytes += len(r.Data)
+	}
+	return list, err
+}
+
+// Somebody fills the place of the records with rubbish. The hosts read their own, however many these are.
+func TestRubbishBesideRecords(t *testing.T) {
+	t.Parallel()
+	endpoint, _ := start(t)
+	thief, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer thief.Close()
+	owner := newKey(t)
+	op := open(t, etcd.Config{Endpoints: []string{endpoint}, Keeper: lock.Options{Owner: owner}})
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(op.Sign(t.Context(), "g"))
+	store, err := etcd.OpenStore(etcd.Config{Endpoints: []string{endpoint}})
+	must(err)
+	counts := &reader{Store: store}
+	a := lock.On(counts, lock.Options{Owners: []crypto.PublicKey{owner.Public()}, Signer: newKey(t)})
+	t.Cleanup(func() { a.Close() })
+	must(a.Enrol(t.Context(), "g", "a"))
+	const rubbish, size = 150, 10_000
+	for i := range rubbish {
+		_, err := thief.Put(t.Context(), fmt.Sprintf("%sg/record/host-%03d", etcd.DefaultPrefix, i), strings.Repeat("x", size))
+		must(err)
+	}
+	_, err = op.Accept(t.Context(), "g", "a", "")
+	must(err)
+	counts.bytes = 0
+	if st, err := a.Request(t.Context(), lock.Claim{Group: "g", Host: "a", To: "2"}); err != nil || !st.Granted {
+		t.Fatal(st, err)
+	}
+	must(a.Mark(t.Context(), "g", "a", lock.Mark{Phase: lock.Rebooting}))
+	must(a.Release(t.Context(), "g", "a", lock.Verdict{Outcome: lock.Healthy}))
+	if counts.bytes > rubbish*size/4 {
+		t.Errorf("a reboot reads %d bytes of records", counts.bytes)
+	}
+	// More names than one transaction may ask for, one of them nobody's; and the whole list.
+	names := []string{"a", "nobody"}
+	for i := range rubbish {
+		names = append(names, fmt.Sprintf("host-%03d", i))
+	}
+	list, err := store.Records(t.Context(), "g", names...)
+	if err != nil || len(list) != rubbish+1 || list[0].Name != "a" || list[rubbish].Name != "host-149" {
+		t.Errorf("%d records, %v", len(list), err)
+	}
+	keys, err := op.Keys(t.Context(), "g")
+	if err != nil || len(keys) != rubbish+1 {
+		t.Errorf("%d keys, %v", len(keys), err)
 	}
 }

@@ -24,6 +24,7 @@ const maxMessage = 64 << 20
 type question struct {
 	Group   string      `json:"group,omitempty"`
 	Host    string      `json:"host,omitempty"`
+	Names   []string    `json:"names,omitempty"`
 	Limit   int         `json:"limit,omitempty"`
 	Data    []byte      `json:"data,omitempty"`
 	Arrival int64       `json:"arrival,omitempty"`
@@ -94,7 +95,7 @@ func (s *Store) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/follow":
 		err = s.Follow(ctx, q.Group, q.After, func(rev int64) bool { a.Rev = rev; return false })
 	case "/records":
-		a.Records, err = s.Records(ctx, q.Group, q.Host)
+		a.Records, err = s.Records(ctx, q.Group, q.Names...)
 	case "/history":
 		a.Lines, err = s.History(ctx, q.Group)
 	case "/groups":
@@ -215,8 +216,8 @@ func (l *Lent) Follow(ctx context.Context, group string, after int64, changed fu
 }
 
 // Records implements [lock.Store].
-func (l *Lent) Records(ctx context.Context, group, name string) ([]lock.Record, error) {
-	a, err := l.call(ctx, "records", question{Group: group, Host: name})
+func (l *Lent) Records(ctx context.Context, group string, names ...string) ([]lock.Record, error) {
+	a, err := l.call(ctx, "records", question{Group: group, Names: names})
 	return a.Records, err
 }
 

@@ -389,15 +389,17 @@ func putRecords(b *bolt.Bucket, rev int64, records []lock.Record) error {
 }
 
 // Records implements [lock.Store].
-func (s *Store) Records(ctx context.Context, group, name string) (list []lock.Record, err error) {
+func (s *Store) Records(ctx context.Context, group string, names ...string) (list []lock.Record, err error) {
 	err = s.read(ctx, group, func(_ int64, g *bolt.Bucket) error {
 		if g == nil || g.Bucket(recordsKey) == nil { // a file of an earlier version has none
 			return nil
 		}
-		if name != "" {
+		for _, name := range names {
 			if b := g.Bucket(recordsKey).Get([]byte(name)); b != nil {
 				list = append(list, record([]byte(name), b))
 			}
+		}
+		if len(names) > 0 {
 			return nil
 		}
 		return g.Bucket(recordsKey).ForEach(func(k, b []byte) error {
