@@ -158,19 +158,47 @@ func TestWriteGoesOn(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	for in, want := range map[string][]string{
-		`A=1 B=2`:              {"A=1", "B=2"},
-		`"A=1 2" 'B=3 4'  C=5`: {"A=1 2", "B=3 4", "C=5"},
-		`A="1 2"`:              {"A=1 2"},
-		`A=\"x`:                {`A="x`},
-		`'A=\x'`:               {`A=\x`},
-		``:                     nil,
+		`A=1 B=2`:               {"A=1", "B=2"},
+		`"A=1 2" 'B=3 4'  C=5`:  {"A=1 2", "B=3 4", "C=5"},
+		`A="1 2"`:               {"A=1 2"},
+		`A=\"x`:                 {`A="x`},
+		`'A=\x'`:                {`A=\x`},
+		``:                      nil,
+		"A=x\\\nB=y \\\n C=z":   {"A=x", "B=y", "C=z"},
+		`A=pa\x24\044\sword`:    {`A=pa$$ word`},
+		`'A=\x24' B=\u00e9\q\x`: {`A=$`, `B=é\q\x`},
 	} {
 		if got := words(in); !slices.Equal(got, want) {
 			t.Errorf("words(%s) = %q, want %q", in, got, want)
 		}
 	}
-	const awkward = `K=a "b" \c d`
-	if got := words(quote(awkward)); !slices.Equal(got, []string{awkward}) {
-		t.Errorf("quote and words: %q", got)
+	const awkward = "K=a \"b\" \\c d 100%% %H\ne"
+	got := words(quote(awkward))
+	if value, _ := resolve(strings.Join(got, "|")); value != awkward || len(got) != 1 {
+		t.Errorf("quote, words and resolve: %q", got)
+	}
+}
+
+// What systemd makes of lines that go on, of escapes and of specifiers is what arrives, or it is said that it does not.
+func TestValuesAsSystemdReadsThem(t *testing.T) {
+	p, err := Look(tree(t, map[string]string{
+		"usr/lib/systemd/system/locksmithd.service": "", "usr/lib/systemd/system/update-engine.service": "",
+		"etc/systemd/system/update-engine.service.d/p.conf": "[Service]\nEnvironment=HTTPS_PROXY=http://u:p%%40@p:1 \\\n  NO_PROXY=localhost\\\n ALL_PROXY=http://%H:1\n",
+		"etc/flatcar/update.conf":                           "REBOOT_STRATEGY=etcd-lock\n",
+		locksmithDrop("a"):                                  "[Service]\nEnvironment=LOCKSMITHD_ETCD_USERNAME=u LOCKSMITHD_ETCD_PASSWORD=pa%%ss\\x24\n",
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range p.Files {
+		switch want := "Environment=\"HTTPS_PROXY=http://u:p%%40@p:1\"\nEnvironment=\"NO_PROXY=localhost\"\n"; {
+		case f.Path == "/"+unitFile && !strings.HasSuffix(f.content, want):
+			t.Errorf("the drop-in is %q", f.content)
+		case f.Path == "/"+passwordFile && f.content != "pa%ss$\n":
+			t.Errorf("the password is %q", f.content)
+		}
+	}
+	if len(p.Files) != 3 || len(p.Unused) != 1 || p.Unused[0].Key != "ALL_PROXY" || !strings.Contains(p.Unused[0].Why, "%H") {
+		t.Errorf("%d files, unused: %+v", len(p.Files), p.Unused)
 	}
 }

@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/coreos/go-systemd/v22/unit"
 
@@ -67,6 +69,8 @@ func (k *look) units() (lines string, err error) {
 		for _, key := range slices.Sorted(maps.Keys(env)) {
 			v := env[key]
 			switch {
+			case v.specifier != "":
+				k.Unused = append(k.Unused, config.Unused{Key: key, Origin: v.at, Why: "it holds " + v.specifier + ", which systemd fills in and this command does not: set it yourself"})
 			case slices.Contains(proxies, key) && name == UpdateEngine:
 				drop = append(drop, "Environment="+quote(key+"="+v.value))
 			case name == Locksmith && (strings.HasPrefix(key, "LOCKSMITHD_") || strings.HasPrefix(key, "REBOOT_")):
@@ -83,8 +87,9 @@ func (k *look) units() (lines string, err error) {
 }
 
 type setting struct {
-	value string
-	at    config.Origin
+	value     string
+	at        config.Origin
+	specifier string // that is in the value and not resolved, such as %H
 }
 
 // dropIns reads the environment that the drop-ins of a unit set, and the files that they name, the last of which wins.
@@ -137,7 +142,8 @@ func (k *look) dropIns(name string) (env map[string]setting, files []string, err
 				}
 				for _, w := range words(o.Value) {
 					if key, value, ok := strings.Cut(w, "="); ok {
-						env[key] = setting{value, at}
+						value, specifier := resolve(value)
+						env[key] = setting{value, at, specifier}
 					}
 				}
 			case "EnvironmentFile":
@@ -156,23 +162,26 @@ func (k *look) dropIns(name string) (env map[string]setting, files []string, err
 	return env, files, nil
 }
 
-// words splits a value as systemd does: at spaces, but not within quotes; a backslash takes the next letter as it is (man 7 systemd.syntax).
+// words splits a value as systemd does: at spaces, but not within quotes; a line that ends with a backslash goes on after a space, and other
+// backslashes are escapes of C (man 7 systemd.syntax).
 func words(s string) (list []string) {
+	s = strings.NewReplacer("\\\r\n", " ", "\\\n", " ").Replace(s)
 	var b strings.Builder
-	var quoted rune
-	in, escaped := false, false
-	for _, r := range s {
-		switch {
-		case escaped:
-			b.WriteRune(r)
-			escaped = false
-		case r == '\\' && quoted != '\'':
-			in, escaped = true, true
-		case quoted != 0 && r == quoted:
+	var quoted byte
+	in := false
+	for i := 0; i < len(s); {
+		switch c := s[i]; {
+		case c == '\\':
+			in = true
+			text, n := unescape(s[i:])
+			b.WriteString(text)
+			i += n
+			continue
+		case quoted != 0 && c == quoted:
 			quoted = 0
-		case quoted == 0 && (r == '"' || r == '\''):
-			in, quoted = true, r
-		case quoted == 0 && (r == ' ' || r == '\t'):
+		case quoted == 0 && (c == '"' || c == '\''):
+			in, quoted = true, c
+		case quoted == 0 && (c == ' ' || c == '\t'):
 			if in {
 				list = append(list, b.String())
 				b.Reset()
@@ -180,8 +189,9 @@ func words(s string) (list []string) {
 			in = false
 		default:
 			in = true
-			b.WriteRune(r)
+			b.WriteByte(c)
 		}
+		i++
 	}
 	if in {
 		list = append(list, b.String())
@@ -189,7 +199,58 @@ func words(s string) (list []string) {
 	return list
 }
 
-// quote writes one word so that words finds it again.
+// unescape resolves the escape that s begins with, and says how long it is. What is none stays as it is.
+func unescape(s string) (string, int) {
+	if len(s) < 2 {
+		return s, len(s)
+	}
+	if at := strings.IndexByte(`abfnrtvs\"'`, s[1]); at >= 0 {
+		return "\a\b\f\n\r\t\v \\\"'"[at : at+1], 2
+	}
+	digits, base := 0, 8
+	from := 2
+	switch s[1] {
+	case 'x':
+		digits, base = 2, 16
+	case 'u':
+		digits, base = 4, 16
+	case 'U':
+		digits, base = 8, 16
+	case '0', '1', '2', '3':
+		digits, from = 3, 1
+	}
+	if digits == 0 || len(s) < from+digits {
+		return s[:2], 2
+	}
+	n, err := strconv.ParseUint(s[from:from+digits], base, 32)
+	switch {
+	case err != nil || n == 0 || n > unicode.MaxRune:
+		return s[:2], 2
+	case s[1] == 'u' || s[1] == 'U':
+		return string(rune(n)), from + digits
+	}
+	return string([]byte{byte(n)}), from + digits
+}
+
+// resolve makes %% a percent sign, and returns the first other specifier that the value holds (man 5 systemd.unit). Before what is no letter a percent sign is
+// one.
+func resolve(s string) (value, specifier string) {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+1 < len(s) {
+			switch c := s[i+1]; {
+			case c == '%':
+				i++
+			case specifier == "" && (c|0x20 >= 'a' && c|0x20 <= 'z'):
+				specifier = s[i : i+2]
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String(), specifier
+}
+
+// quote writes one word so that systemd, and words and resolve, find it again.
 func quote(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, `%`, `%%`).Replace(s) + `"`
 }
