@@ -34,6 +34,7 @@ const (
 	mainFile     = "etc/flipside/flipside.toml"
 	passwordFile = "etc/flipside/etcd-password"
 	unitFile     = "etc/systemd/system/flipsided.service.d/10-migrated.conf"
+	maskedOrigin = "it is masked" // begins the comment of a setting that is made because of it
 	signature    = "# Written by flipside migrate"
 )
 
@@ -71,6 +72,8 @@ type Service struct {
 	Found  bool   `json:"found"`
 	Masked bool   `json:"masked"`
 	Own    bool   `json:"own,omitempty"` // the administrator's own unit file is in /etc: it can be disabled, not masked
+
+	wasMasked bool // before the move, by somebody who did not want it to run
 }
 
 // Plan is what moving over comes to.
@@ -114,6 +117,11 @@ func Look(root string) (*Plan, error) {
 		return nil, err
 	}
 	k.moved = old != ""
+	for i := range k.Services {
+		s := &k.Services[i]
+		// After a move what it found is in the comments of the file that it wrote.
+		s.wasMasked = s.Masked && (!k.moved || strings.Contains(old, s.Unit+" ("+maskedOrigin))
+	}
 	if err := k.settings(); err != nil {
 		return nil, err
 	}
@@ -175,7 +183,7 @@ func (k *look) settings() error {
 	// After a move both are masked because of the move, which says nothing of what somebody wanted before it.
 	if engine.Masked && !k.moved {
 		k.l.Update.Server = config.Disabled
-		k.l.Origins["update.server"] = config.Origin{File: "/etc/systemd/system/" + UpdateEngine, From: "it is masked: this host was not to update"}
+		k.l.Origins["update.server"] = config.Origin{File: "/etc/systemd/system/" + UpdateEngine, From: maskedOrigin + ": this host was not to update"}
 		delete(k.l.Origins, "update.allow_http")
 		k.l.Update.HTTP = false
 	}
@@ -183,7 +191,7 @@ func (k *look) settings() error {
 	case k.moved:
 	case locksmith.Masked:
 		k.l.Reboot.Strategy = "off"
-		k.l.Origins["reboot.strategy"] = config.Origin{File: "/etc/systemd/system/" + Locksmith, From: "it is masked: this host was not to reboot by itself"}
+		k.l.Origins["reboot.strategy"] = config.Origin{File: "/etc/systemd/system/" + Locksmith, From: maskedOrigin + ": this host was not to reboot by itself"}
 	case engine.Found && !locksmith.Found:
 		k.l.Reboot.Strategy = "off"
 		k.l.Origins["reboot.strategy"] = config.Origin{File: UpdateEngine, From: "without locksmith, which alone would have rebooted this host"}

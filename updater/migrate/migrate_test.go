@@ -126,6 +126,36 @@ func TestOwnUnit(t *testing.T) {
 	}
 }
 
+// The way back starts no service that somebody had masked before the move, whichever run it is asked of.
+func TestBackLeavesWhatWasMasked(t *testing.T) {
+	root := tree(t, map[string]string{
+		"usr/lib/systemd/system/locksmithd.service": "", "usr/lib/systemd/system/update-engine.service": "",
+		"etc/systemd/system/locksmithd.service": "-> /dev/null", "etc/flatcar/update.conf": "GROUP=beta\n",
+	})
+	want := []string{"systemctl disable --now flipsided.service", "systemctl unmask update-engine.service", "systemctl start update-engine.service"}
+	for run := range 3 {
+		p, err := Look(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if run == 1 {
+			if _, err := p.Write(); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.DisableOlder(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var got []string
+		for _, c := range p.Back() {
+			got = append(got, strings.Join(c, " "))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("run %d: %q, want %q", run, got, want)
+		}
+	}
+}
+
 // A run that ended between two files goes on where it was.
 func TestWriteGoesOn(t *testing.T) {
 	root := tree(t, map[string]string{"etc/flatcar/update.conf": "REBOOT_STRATEGY=etcd-lock\nLOCKSMITHD_ETCD_USERNAME=u\nLOCKSMITHD_ETCD_PASSWORD=secret\n"})

@@ -59,11 +59,11 @@ func (p *Plan) Disabling() (commands [][]string) {
 	return commands
 }
 
-// Back returns the commands that undo the move.
+// Back returns the commands that undo the move. What was masked before it stays so.
 func (p *Plan) Back() (commands [][]string) {
 	commands = append(commands, []string{"systemctl", "disable", "--now", "flipsided.service"})
 	for _, s := range p.Services {
-		if !s.Found {
+		if !s.Found || s.wasMasked {
 			continue
 		}
 		if !s.Own {
