@@ -135,7 +135,7 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 		k.saw(c, v.Rev)
 		return s.standing(c, 0, now), nil
 	}
-	if v, err = k.enqueue(ctx, c, v, now, l != nil); err != nil {
+	if v, err = k.enqueue(ctx, c, v, now, l); err != nil {
 		return Standing{}, err
 	}
 	if s, _, err = k.look(ctx, c.Group, v, now); err != nil {
@@ -160,20 +160,20 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 }
 
 // enqueue takes a place in the queue, or says that the host still wants the one it has; that is only written now and then.
-func (k *Keeper) enqueue(ctx context.Context, c Claim, v View, now time.Time, signed bool) (View, error) {
+func (k *Keeper) enqueue(ctx context.Context, c Claim, v View, now time.Time, l *ledger) (View, error) {
 	w := Waiter{Claim: c, Since: now.UTC().Round(0), Asked: now.UTC().Round(0)}
 	if v.Own != nil {
 		var old Waiter
 		if err := json.Unmarshal(v.Own.Data, &old); err == nil && !old.Since.IsZero() {
 			w.Since = old.Since
-			if age := now.Sub(old.Asked); old.Claim == c && age >= 0 && age < askAgain && signed == (len(old.Proof) > 0) {
+			if age := now.Sub(old.Asked); old.Claim == c && age >= 0 && age < askAgain && (l != nil) == (len(old.Proof) > 0) {
 				return v, nil
 			}
 		}
 	}
-	if signed {
+	if l != nil {
 		var err error
-		if w.Proof, err = sign(k.opt.Signer, statement{Group: c.Group, Name: c.Host, At: w.Asked, Says: wants, Claim: &c}); err != nil {
+		if w.Proof, err = sign(k.opt.Signer, statement{Place: l.place(), Group: c.Group, Name: c.Host, At: w.Asked, Says: wants, Claim: &c}); err != nil {
 			return View{}, err
 		}
 	}

@@ -41,7 +41,7 @@ func (k *Keeper) last(group string, r Record) (statement, string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	name := group + "/" + r.Name
-	if o, ok := k.opened[name]; ok && o.rec.Born == r.Born && o.rec.Version == r.Version && string(o.rec.Data) == string(r.Data) {
+	if o, ok := k.opened[name]; ok && o.rec.Place == r.Place && o.rec.Born == r.Born && o.rec.Version == r.Version && string(o.rec.Data) == string(r.Data) {
 		return o.st, o.print, o.err
 	}
 	var o opened
@@ -156,6 +156,9 @@ func (l *ledger) verify(k *Keeper, owners []string) error {
 	return nil
 }
 
+// place is what the store calls itself.
+func (l *ledger) place() string { return l.record(ownerRecord).Place }
+
 func (l *ledger) record(name string) Record {
 	if r, ok := l.records[name]; ok {
 		return r
@@ -266,7 +269,7 @@ func (l *ledger) wanted(c Claim, proof []byte, now time.Time, limit time.Duratio
 		return err.Error()
 	case by != key:
 		return "it is signed by another key than the host's"
-	case st.Says != wants || st.Group != l.group || st.Name != c.Host || st.Claim == nil || *st.Claim != c:
+	case st.Says != wants || st.Place != l.place() || st.Group != l.group || st.Name != c.Host || st.Claim == nil || *st.Claim != c:
 		return "the host has signed something else"
 	case age < -forgotten || limit > 0 && age > limit:
 		return "what the host has signed is of another time"
@@ -381,7 +384,7 @@ func seal(key crypto.Signer, old Record, s statement) (Record, error) {
 	if old.Version == 0 {
 		s = statement{Group: s.Group, Name: s.Name, At: s.At, Says: hello}
 	}
-	s.Born, s.Version = old.Born, old.Version+1
+	s.Born, s.Version, s.Place = old.Born, old.Version+1, old.Place
 	data, err := sign(key, s)
 	old.Data = data
 	return old, err

@@ -37,6 +37,7 @@ const (
 // statement is the signed part of a record.
 type statement struct {
 	Schema  string    `json:"schema"`
+	Place   string    `json:"place,omitempty"` // the store
 	Group   string    `json:"group"`
 	Name    string    `json:"name"`
 	Born    int64     `json:"born,omitempty"`
@@ -144,6 +145,8 @@ func (r Record) last(group string) (statement, string, error) {
 		return statement{}, "", err
 	case s.Group != group || s.Name != r.Name:
 		return statement{}, "", fmt.Errorf("%w: it is of %q in group %q", ErrUnsigned, s.Name, s.Group)
+	case s.Place != r.Place:
+		return statement{}, "", fmt.Errorf("%w: it was signed for the store %q, and this is %q", ErrUnsigned, s.Place, r.Place)
 	case r.Born == 0 || s.Born != r.Born || s.Version != r.Version:
 		return statement{}, "", fmt.Errorf("%w: it is an older record that somebody has put back, or the first of its name", ErrUnsigned)
 	}

@@ -550,6 +550,48 @@ func TestSignOver(t *testing.T) {
 	}
 }
 
+// placed is a store with a name.
+type placed struct {
+	*lock.Memory
+	place string
+}
+
+func (p placed) Records(ctx context.Context, group string, names ...string) ([]lock.Record, error) {
+	list, err := p.Memory.Records(ctx, group, names...)
+	for i := range list {
+		list[i].Place = p.place
+	}
+	return list, err
+}
+
+// The same data, down to the store's counters, is nothing in a store of another name; neither the policy, nor a host's word, nor its wish.
+func TestSignedForAnotherStore(t *testing.T) {
+	g := newSignedGroup(t, 1)
+	here, there := placed{g.store, "here"}, placed{g.store, "there"}
+	op := lock.On(here, lock.Options{Now: g.clock, Owner: g.owner})
+	if err := op.Sign(t.Context(), group); err != nil {
+		t.Fatal(err)
+	}
+	host := lock.Options{Now: g.clock, Owners: []crypto.PublicKey{g.owner.Public()}, Signer: newKey(t)}
+	a := lock.On(here, host)
+	g.must(a.Enrol(t.Context(), group, "a"))
+	_, err := op.Accept(t.Context(), group, "a", "")
+	g.must(err)
+	claim := lock.Claim{Group: group, Host: "a", From: "1", To: "2"}
+	if st, err := a.Request(t.Context(), claim); err != nil || !st.Granted {
+		t.Fatal(st, err)
+	}
+	if err := lock.On(there, host).Mark(t.Context(), group, "a", lock.Mark{Phase: lock.Rebooting}); !errors.Is(err, lock.ErrUnsigned) {
+		t.Errorf("Mark there: %v", err)
+	}
+	// The owner signs there too; what a has signed here is nothing there.
+	over := lock.On(there, lock.Options{Now: g.clock, Owner: g.owner})
+	g.must(over.Sign(t.Context(), group))
+	if _, err := over.Accept(t.Context(), group, "a", ""); !errors.Is(err, lock.ErrUnsigned) {
+		t.Errorf("Accept there: %v", err)
+	}
+}
+
 // Every host has its own key, one in three commands is an attacker's, and no more than max are down at any time.
 func TestNeverMoreThanMaxUnderAttack(t *testing.T) {
 	const limit = 2

@@ -68,6 +68,7 @@ type Change struct {
 type Record struct {
 	Name    string // the host's, or [ownerRecord]
 	Data    []byte
-	Born    int64 // the revision at which it was made. One that is deleted and made again has another
-	Version int64 // how often it was written, 1 when it was made
+	Born    int64  // the revision at which it was made. One that is deleted and made again has another
+	Version int64  // how often it was written, 1 when it was made
+	Place   string `json:",omitempty"` // what the store calls itself, "" if it has no name: what was signed for one is nothing in another
 }

@@ -359,6 +359,9 @@ const atOnce = 64
 // maxRecords bounds how many records of a group are listed.
 const maxRecords = 20000
 
+// place names the store in what is signed: etcd's own name of the cluster, and the prefix.
+func (s *Store) place(cluster uint64) string { return fmt.Sprintf("etcd:%x%s", cluster, s.cfg.Prefix) }
+
 // Records implements [lock.Store].
 func (s *Store) Records(ctx context.Context, group string, names ...string) ([]lock.Record, error) {
 	if len(names) == 0 {
@@ -377,7 +380,7 @@ func (s *Store) Records(ctx context.Context, group string, names ...string) ([]l
 			}
 			for i, name := range some {
 				for _, kv := range resp.Responses[i].GetResponseRange().Kvs {
-					list = append(list, lock.Record{Name: name, Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version})
+					list = append(list, lock.Record{Name: name, Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version, Place: s.place(resp.Header.ClusterId)})
 				}
 			}
 			return nil
@@ -401,7 +404,7 @@ func (s *Store) allRecords(ctx context.Context, group string) ([]lock.Record, er
 			more = resp.More
 			for _, kv := range resp.Kvs {
 				from = string(kv.Key) + "\x00"
-				list = append(list, lock.Record{Name: strings.TrimPrefix(string(kv.Key), s.record(group)), Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version})
+				list = append(list, lock.Record{Name: strings.TrimPrefix(string(kv.Key), s.record(group)), Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version, Place: s.place(resp.Header.ClusterId)})
 			}
 			return nil
 		})

@@ -349,7 +349,7 @@ func TestRubbishBesideRecords(t *testing.T) {
 		names = append(names, fmt.Sprintf("host-%03d", i))
 	}
 	list, err := store.Records(t.Context(), "g", names...)
-	if err != nil || len(list) != rubbish+1 || list[0].Name != "a" || list[rubbish].Name != "host-149" {
+	if err != nil || len(list) != rubbish+1 || !strings.Contains(list[0].Place, etcd.DefaultPrefix) || list[0].Name != "a" || list[rubbish].Name != "host-149" {
 		t.Errorf("%d records, %v", len(list), err)
 	}
 	keys, err := op.Keys(t.Context(), "g")
