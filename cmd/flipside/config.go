@@ -148,6 +148,10 @@ func (a *app) configCheck(source func() config.Source) *cobra.Command {
 			if err := checkPCRKeys(src.Root, l); err != nil {
 				return err
 			}
+			// The program of flipside-deadman.timer reads no configuration.
+			if d := config.Default(); l.Paths.State != d.Paths.State || l.Host.OSRelease != d.Host.OSRelease {
+				fmt.Fprintf(a.stderr, "warning: flipside-deadman.timer looks in %s and at %s, not where paths.state and host.os_release say: see docs/health.md\n", d.Paths.State, d.Host.OSRelease)
+			}
 			if a.json {
 				return a.printJSON(configDocument(l))
 			}
