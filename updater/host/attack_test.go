@@ -472,8 +472,9 @@ func TestPCRKeysThatCannotBeRead(t *testing.T) {
 		path := filepath.Join(r.dir, file)
 		r.conf = "[trust]\npcr_keys = [\"" + path + "\"]\n"
 		slot, _ := r.boot()
-		st, rebooted := r.run(slot, func(st updater.Status) bool { return st.LastError != "" })
-		if rebooted || !strings.Contains(st.LastError, path) || !strings.Contains(st.LastError, want) {
+		// The error of the round before is still there when this one begins.
+		st, rebooted := r.run(slot, func(st updater.Status) bool { return strings.Contains(st.LastError, path) })
+		if rebooted || !strings.Contains(st.LastError, want) {
 			t.Errorf("%s: rebooted: %t, %q", file, rebooted, st.LastError)
 		}
 		if s := r.slot("USR-A"); s != good || !bytes.Equal(r.read("USR-A"), other) {
