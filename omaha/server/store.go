@@ -138,17 +138,13 @@ func (s *Server) commit(sample bool) {
 		}
 		clear(st.seen)
 	}
-	hosts := make(map[string][]byte, len(st.dirty))
-	var err error
+	dirty := make([]Host, 0, len(st.dirty)) // copies: they are encoded when requests may go on
 	for id := range st.dirty {
-		h := s.hosts[id]
-		if h == nil {
-			continue // forgotten meanwhile
-		}
-		if hosts[id], err = json.Marshal(h); err != nil {
-			break
+		if h := s.hosts[id]; h != nil { // or it was forgotten meanwhile
+			dirty = append(dirty, *h)
 		}
 	}
+	var err error
 	rollouts := make(map[string][]byte, len(st.rollouts))
 	for name := range st.rollouts {
 		if err == nil {
@@ -170,14 +166,20 @@ func (s *Server) commit(sample bool) {
 		}
 	}
 	s.mu.Unlock()
+	hosts := make(map[string][]byte, len(dirty))
+	for i := range dirty {
+		if err == nil {
+			hosts[dirty[i].ID], err = json.Marshal(&dirty[i])
+		}
+	}
 	if err == nil && len(hosts)+len(rollouts)+len(events)+len(past)+len(gone) > 0 {
 		err = st.write(hosts, rollouts, events, past, gone)
 	}
 	if err != nil {
 		s.log.Error("the state could not be written", "error", err)
 		s.mu.Lock()
-		for id := range hosts { // to be tried again with the next commit
-			st.dirty[id] = true
+		for i := range dirty { // to be tried again with the next commit
+			st.dirty[dirty[i].ID] = true
 		}
 		for name := range rollouts {
 			st.rollouts[name] = true
