@@ -376,19 +376,14 @@ func raise(slots []Slot, index, tries int) error {
 	return nil
 }
 
-// GoBack makes a slot that was good before boot next, with tries to prove itself again. Its proof are its own boot bits: they are taken
-// away before the first byte of a slot changes. The running slot must be known to be good, because it is what the other falls back to.
-func (d *Disk) GoBack(r Running, label string, tries int) error {
-	fail := func(err error) error { return fmt.Errorf("going back to slot %q: %w", label, err) }
-	if tries < 1 || tries > 3 {
-		return fail(fmt.Errorf("%d tries, want 1 to 3", tries))
-	}
+// other changes boot bits in favour of or against a slot that does not run, with a running slot that is known to be good.
+func (d *Disk) other(r Running, label string, change func(run, now Slot, slots []Slot) error) error {
 	if label == r.slot.Label {
-		return fail(ErrRunning)
+		return ErrRunning
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	err := d.edit(func(t *table, slots []Slot) error {
+	return d.edit(func(t *table, slots []Slot) error {
 		run, err := d.checkRunning(r, slots)
 		if err != nil {
 			return err
@@ -403,6 +398,18 @@ func (d *Disk) GoBack(r Running, label string, tries int) error {
 		if err := t.checkSlot(now); err != nil {
 			return err
 		}
+		return change(run, now, slots)
+	})
+}
+
+// GoBack makes a slot that was good before boot next, with tries to prove itself again. Its proof are its own boot bits: they are taken
+// away before the first byte of a slot changes. The running slot must be known to be good, because it is what the other falls back to.
+func (d *Disk) GoBack(r Running, label string, tries int) error {
+	fail := func(err error) error { return fmt.Errorf("going back to slot %q: %w", label, err) }
+	if tries < 1 || tries > 3 {
+		return fail(fmt.Errorf("%d tries, want 1 to 3", tries))
+	}
+	err := d.other(r, label, func(run, now Slot, slots []Slot) error {
 		if next, ok := Next(slots); ok && next.Index == now.Index && !now.Successful {
 			return nil // it is on its way already, and no try is added
 		}
@@ -424,26 +431,7 @@ func (d *Disk) Stay(r Running, label string, tries int) error {
 	fail := func(err error) error {
 		return fmt.Errorf("staying on slot %q instead of going back to %q: %w", r.slot.Label, label, err)
 	}
-	if label == r.slot.Label {
-		return fail(ErrRunning)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	err := d.edit(func(t *table, slots []Slot) error {
-		run, err := d.checkRunning(r, slots)
-		if err != nil {
-			return err
-		}
-		if !run.Successful || run.Priority == 0 {
-			return fmt.Errorf("%w: %s", ErrNotProven, run.Label)
-		}
-		now, err := find(slots, label)
-		if err != nil {
-			return err
-		}
-		if err := t.checkSlot(now); err != nil {
-			return err
-		}
+	err := d.other(r, label, func(run, now Slot, slots []Slot) error {
 		switch {
 		case now.Successful && now.Priority > 0: // done already, or never begun
 		case now.Priority == 0 || now.Tries == 0 || tries > 0 && int(now.Tries) != tries:
