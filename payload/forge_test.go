@@ -397,6 +397,20 @@ func TestAnyFlippedBitOfADelta(t *testing.T) {
 	}
 }
 
+// TestAnyFlippedBitOfSignatures flips every bit of what no signature covers, the signatures: with padding and, when the signature is long, without.
+func TestAnyFlippedBitOfSignatures(t *testing.T) {
+	f := newForger(t)
+	p, m := inPlace(t)
+	good := f.payload(t, m, p.blobs)
+	for i := range 8 * int(m.GetSignaturesSize()) {
+		bad := bytes.Clone(good)
+		bad[len(bad)-1-i/8] ^= 1 << (i % 8)
+		if _, err := f.apply(t, bad, p.old, p.new); !errors.Is(err, payload.ErrSignature) && !errors.Is(err, payload.ErrMalformed) && !errors.Is(err, payload.ErrUnsigned) {
+			t.Fatalf("bit %d of the byte %d before the end was flipped: %v", i%8, i/8, err)
+		}
+	}
+}
+
 // FuzzManifest reads manifests of both majors that are well signed and otherwise anything at all: what is accepted must be safe to apply.
 func FuzzManifest(f *testing.F) {
 	fg := newForger(f)

@@ -1,6 +1,7 @@
 package payload
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -185,12 +186,21 @@ func (k *Keyring) verify(message []byte, digest [32]byte) ([]int, error) {
 	} else if n > maxSignatures {
 		return nil, fmt.Errorf("%w: %d signatures, at most %d", ErrMalformed, n, maxSignatures)
 	}
+	if len(sigs.ProtoReflect().GetUnknown()) > 0 {
+		return nil, fmt.Errorf("%w: the signatures hold a field that nothing knows", ErrMalformed)
+	}
 	var signers []int
 	for _, s := range sigs.Signatures {
 		data := s.Data
+		if len(s.ProtoReflect().GetUnknown()) > 0 { // no signature covers the signatures: what is not understood there may be anything
+			return nil, fmt.Errorf("%w: a signature holds a field that nothing knows", ErrMalformed)
+		}
 		if s.UnpaddedSignatureSize != nil {
 			if int64(*s.UnpaddedSignatureSize) > int64(len(data)) {
 				return nil, fmt.Errorf("%w: a signature of %d bytes says that it has %d", ErrMalformed, len(data), *s.UnpaddedSignatureSize)
+			}
+			if len(bytes.TrimLeft(data[*s.UnpaddedSignatureSize:], "\x00")) > 0 {
+				return nil, fmt.Errorf("%w: a signature is padded with more than zeros", ErrMalformed)
 			}
 			data = data[:*s.UnpaddedSignatureSize]
 		}

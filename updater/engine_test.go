@@ -31,9 +31,12 @@ type bench struct {
 	asked    int           // times that the reboot gates were asked
 	hasty    bool          // the watch returns at once, without reason
 	sick     string
+	slow     time.Duration // that the server thinks
+	stuck    error         // what Stay and Disarm end with
 }
 
 func (b *bench) Check(context.Context, bool, bool) Answered {
+	time.Sleep(b.slow)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.offer == nil || b.offer.Version == b.facts.Version {
@@ -66,8 +69,8 @@ func (b *bench) Apply(_ context.Context, u Update, checkpoint func(json.RawMessa
 }
 
 func (b *bench) Arm(context.Context, Update) error           { b.armed = true; return nil }
-func (b *bench) Stay(context.Context, string, bool) error    { b.armed = false; return nil }
-func (b *bench) Disarm(context.Context, string) error        { b.armed = false; return nil }
+func (b *bench) Stay(context.Context, string, bool) error    { b.armed = false; return b.stuck }
+func (b *bench) Disarm(context.Context, string) error        { b.armed = false; return b.stuck }
 func (b *bench) Confirm(context.Context) error               { return nil }
 func (b *bench) Slots(context.Context) ([]SlotStatus, error) { return nil, nil }
 
@@ -285,6 +288,61 @@ func TestCheckNowForgives(t *testing.T) {
 		pass(time.Minute)
 		if st, _ := e.Status(ctx); st.Phase != Armed {
 			t.Errorf("phase = %s after forgiving, want armed: %s", st.Phase, st.Why)
+		}
+		cancel()
+		<-ended
+	})
+}
+
+// An order that comes while the server is asked waits for the answer, and not for ever. What fails of an order is told to whoever gave it.
+func TestOrders(t *testing.T) {
+	store := Store{filepath.Join(t.TempDir(), "state.json")}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench()
+		b.offer, b.slow = nil, 5*time.Second
+		b.facts.Slots["USR-B"] = SlotFacts{1, 0, true}
+		e := b.engine(t, store)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- e.Run(ctx) }()
+		pass(time.Hour)
+		b.slow = time.Minute
+		if err := e.CheckNow(ctx, "test"); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.GoBack(ctx, "somebody", false); !errors.Is(err, ErrUnderWay) {
+			t.Errorf("a server that thinks for a minute: %v", err)
+		}
+		pass(time.Minute)
+		b.slow = 5 * time.Second
+		if err := e.CheckNow(ctx, "test"); err != nil {
+			t.Fatal(err)
+		}
+		b.gates = make(chan struct{})
+		if err := e.GoBack(ctx, "somebody", false); err != nil {
+			t.Errorf("a server that thinks for seconds: %v", err)
+		}
+		pass(time.Minute)
+		b.stuck = errors.New("the table cannot be written")
+		if err := e.Cancel(ctx, "somebody"); !errors.Is(err, b.stuck) {
+			t.Errorf("Stay fails: %v", err)
+		}
+		pass(time.Hour)
+		cancel()
+		<-ended
+
+		if err := os.Remove(store.Path); err != nil {
+			t.Fatal(err)
+		}
+		b = newBench()
+		b.gates = make(chan struct{})
+		e = b.engine(t, store)
+		ctx, cancel = context.WithCancel(t.Context())
+		go func() { ended <- e.Run(ctx) }()
+		pass(2 * time.Hour)
+		b.stuck = errors.New("the table cannot be written")
+		if err := e.Cancel(ctx, "somebody"); !errors.Is(err, b.stuck) {
+			t.Errorf("Disarm fails: %v", err)
 		}
 		cancel()
 		<-ended

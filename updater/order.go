@@ -19,6 +19,14 @@ var (
 	ErrUnderWay = errors.New("not now")
 	// ErrBelowFloor means that the other slot's release is below the floor of releases, or not known to be above it.
 	ErrBelowFloor = errors.New("the release to go back to may be older than this host accepts")
+
+	errAsking = fmt.Errorf("%w: the server is being asked", ErrUnderWay)
+)
+
+// A question to the server takes a second, and an order that comes just then waits for its end instead of being refused for a matter of chance.
+const (
+	askingPatience = 20 * time.Second
+	askingPoll     = 50 * time.Millisecond
 )
 
 type (
@@ -60,7 +68,7 @@ func (c *Core) Refuses(ev Event) error {
 			return fmt.Errorf("%w: %s is chosen to boot next already; \"flipside cancel\" undoes that", ErrNothing, st.Update.ToSlot)
 		case Idle:
 			if c.busy {
-				return fmt.Errorf("%w: the server is being asked", ErrUnderWay)
+				return errAsking
 			}
 			if f := c.Facts.Slots[c.Facts.Other]; !f.Bootable() || !f.Successful {
 				return fmt.Errorf("%w: slot %s holds no release that was ever good here", ErrNothing, c.Facts.Other)
@@ -179,14 +187,23 @@ func datedBy(before, answers []reboot.Answer, now time.Time) []reboot.Answer {
 
 // order carries an order out, or says why not.
 func (e *Engine) order(ctx context.Context, ev Event) error {
-	var refused error
-	err := e.do(ctx, func() []Effect {
-		if refused = e.Core.Refuses(ev); refused != nil {
-			return nil
+	for end := time.Now().Add(askingPatience); ; {
+		var refused error
+		err := e.do(ctx, func() []Effect {
+			if refused = e.Core.Refuses(ev); refused != nil {
+				return nil
+			}
+			return e.Core.Step(time.Now(), ev)
+		})
+		if err != nil || refused != errAsking || time.Now().After(end) {
+			return errors.Join(err, refused)
 		}
-		return e.Core.Step(time.Now(), ev)
-	})
-	return errors.Join(err, refused)
+		select {
+		case <-ctx.Done():
+			return refused
+		case <-time.After(askingPoll):
+		}
+	}
 }
 
 // Cancel gives up the release that is in place and waits for its reboot.
