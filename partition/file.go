@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -14,7 +15,8 @@ import (
 // file is a disk image or a block device.
 type file struct {
 	f      *os.File
-	direct *os.File // the same with O_DIRECT; nil where the file system cannot
+	direct *os.File    // the same with O_DIRECT; nil where the file system cannot
+	around atomic.Bool // large writes go around the page cache
 	size   int64
 	sector int
 }
@@ -29,8 +31,21 @@ func (d *file) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || int64(len(p)) > d.size-off {
 		return 0, fmt.Errorf("bytes %d to %d are outside the disk", off, off+int64(len(p)))
 	}
-	return d.f.WriteAt(p, off)
+	n := 0
+	if len(p) >= directFrom && len(p)%4096 == 0 && off%4096 == 0 && isAligned(p) && d.around.Load() {
+		var err error
+		if n, err = d.direct.WriteAt(p, off); !errors.Is(err, unix.EINVAL) {
+			return n, err
+		}
+		d.around.Store(false) // it could be opened so and cannot be written so
+	}
+	m, err := d.f.WriteAt(p[n:], off+int64(n))
+	return n + m, err
 }
+
+// directFrom is the length from which a write goes around the page cache: it saves a copy, and does not push out what the host's own programs keep
+// there, nor count against the memory that the daemon's unit may have. Small ones are better gathered by the kernel.
+const directFrom = 64 << 10
 
 // Flush is fsync, which reaches the medium's own cache.
 func (d *file) Flush() error { return d.f.Sync() }
@@ -136,8 +151,9 @@ func openFile(path string, opt Options) (*file, error) {
 	if dev.sector != 512 && dev.sector != 4096 {
 		return fail(fmt.Errorf("sectors of %d bytes", dev.sector))
 	}
-	if direct, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0); err == nil {
+	if direct, err := os.OpenFile(path, mode|unix.O_DIRECT, 0); err == nil {
 		dev.direct = direct
+		dev.around.Store(!opt.ReadOnly)
 	}
 	return dev, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +32,54 @@ func TestFileDevice(t *testing.T) {
 			t.Cleanup(func() { closer() })
 			return dev
 		})
+	}
+}
+
+// Writes of every size and alignment are read back as they were, whichever way they went.
+func TestFileDeviceWritesOfEveryKind(t *testing.T) {
+	dirs := []string{t.TempDir()}
+	if dir, err := os.MkdirTemp("/dev/shm", "flipside-"); err == nil { // another file system, which may have no O_DIRECT
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		dirs = append(dirs, dir)
+	}
+	for _, dir := range dirs {
+		path, want := filepath.Join(dir, "disk"), make([]byte, 1<<20)
+		if err := os.WriteFile(path, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		dev, closer, err := partition.OpenDevice(path, partition.Options{SectorSize: 512})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rng := rand.New(rand.NewPCG(1, 2))
+		data := make([]byte, 300<<10)
+		for range 300 {
+			unit := []int{1, 512, 4096, 65536}[rng.IntN(4)]
+			n := min(unit*rng.IntN(5), len(data)-4096)
+			off := rng.IntN((len(want)-n)/unit+1) * unit
+			from := []int{0, 512, 1}[rng.IntN(3)]
+			p := data[from : from+n]
+			for i := range p {
+				p[i] = byte(rng.Uint32())
+			}
+			if got, err := dev.WriteAt(p, int64(off)); got != n || err != nil {
+				t.Fatalf("%d bytes at %d: %d, %v", n, off, got, err)
+			}
+			copy(want[off:], p)
+		}
+		if err := dev.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		cached, medium := make([]byte, len(want)), make([]byte, len(want))
+		if _, err := dev.ReadAt(cached, 0); err != nil || !bytes.Equal(cached, want) {
+			t.Errorf("%s: another image through the cache, %v", dir, err)
+		}
+		if _, err := dev.(partition.MediumReader).ReadMedium(medium, 0); err != nil || !bytes.Equal(medium, want) {
+			t.Errorf("%s: another image on the medium, %v", dir, err)
+		}
+		if err := closer(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

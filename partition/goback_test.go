@@ -210,3 +210,46 @@ func TestSettleHoldsNobodyUp(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestSettleTwiceAtATime: while one call reads back, another one flushes, and what both speak of is not written until both have ended.
+func TestSettleTwiceAtATime(t *testing.T) {
+	f := newFresh(t)
+	slow := &slowMedium{Memory: f.m}
+	f.d = open(slow)
+	f.run = running(t, f.d, "USR-A")
+	target := f.begin(t)
+	f.write(t, target)
+	reading, let := make(chan struct{}), make(chan struct{})
+	slow.from, slow.reading, slow.let = target.Slot().Start, reading, let
+	done := make(chan error, 2)
+	go func() { done <- target.Settle(4096) }()
+	<-reading
+	go func() { done <- target.Settle(8192) }()
+	for { // until the second call has taken hold
+		_, err := target.WriteAt(f.data[8191:8192], 8191)
+		if errors.Is(err, partition.ErrSettled) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	let <- struct{}{}
+	<-reading // the second one reads, so the first has ended
+	if _, err := target.WriteAt([]byte{1}, 8191); !errors.Is(err, partition.ErrSettled) {
+		t.Errorf("a write to what the second call reads back: %v", err)
+	}
+	let <- struct{}{}
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	slow.reading = nil
+	if _, err := target.WriteAt(f.data[8192:], 8192); err != nil {
+		t.Error(err)
+	}
+	if err := f.d.Activate(f.run, f.verify(t, target), 3); err != nil {
+		t.Fatal(err)
+	}
+}

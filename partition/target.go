@@ -88,8 +88,9 @@ type Target struct {
 	settled  int64      // bytes from the beginning that are final, flushed, read back and hashed
 	hash     hash.Hash  // of them
 
-	mu    sync.Mutex
-	final int64 // bytes from the beginning that are not written to any more: what is settled, and what is being read back
+	mu      sync.Mutex
+	final   int64 // bytes from the beginning that are not written to any more: what is settled, and what is being settled
+	holders int   // calls that settle, or wait to
 }
 
 // Slot says which slot it is.
@@ -166,18 +167,17 @@ func (t *Target) Flush() error {
 }
 
 // Settle promises that the bytes before upto are final. They are flushed, read back from the medium and hashed, so that Verify need not
-// read them again; to write them again is an error.
+// read them again; to write them again is an error. While one call reads back, another one may flush.
 func (t *Target) Settle(upto int64) error {
 	if err := t.bounds(0, upto); err != nil {
 		return fmt.Errorf("settling: %w", err)
 	}
+	t.hold(upto) // before the flush: what is read back is what was flushed
+	err := t.Flush()
 	t.settling.Lock()
 	defer t.settling.Unlock()
-	if upto > t.settled {
-		t.close(upto) // before the flush: what is read back is what was flushed
-	}
-	if err := t.Flush(); err != nil {
-		t.close(t.settled)
+	defer t.leave()
+	if err != nil {
 		return fmt.Errorf("settling slot %s: %w", t.slot.Label, err)
 	}
 	if upto <= t.settled {
@@ -192,17 +192,26 @@ func (t *Target) Settle(upto int64) error {
 	return nil
 }
 
-// close lets nobody write to the bytes before upto.
-func (t *Target) close(upto int64) {
+// hold lets nobody write to the bytes before upto.
+func (t *Target) hold(upto int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.final = upto
+	t.holders++
+	t.final = max(t.final, upto)
 }
 
-// settle reads back and hashes what is closed and flushed, up to a byte. What could not be read is open again.
+// leave ends a hold. What was not settled is open again when nobody else is about to settle it. The caller holds settling.
+func (t *Target) leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.holders--; t.holders == 0 {
+		t.final = t.settled
+	}
+}
+
+// settle reads back and hashes what is held and flushed, up to a byte. The caller holds settling.
 func (t *Target) settle(ctx context.Context, upto int64) (err error) {
 	t.settled, err = t.readBack(ctx, t.hash, t.settled, upto)
-	t.close(t.settled)
 	return err
 }
 
@@ -249,14 +258,14 @@ func (t *Target) Verify(ctx context.Context, size int64, want [32]byte) (Verifie
 	t.settling.Lock()
 	defer t.settling.Unlock()
 	if t.settled > 0 && t.settled <= size {
-		t.close(size)
+		t.hold(size)
+		defer t.leave()
 	}
 	t.disk.mu.Lock()
 	gen := t.disk.gen[t.slot.Index]
 	err := t.disk.flush()
 	t.disk.mu.Unlock()
 	if err != nil {
-		t.close(t.settled)
 		return Verified{}, fmt.Errorf("verifying slot %s: %w", t.slot.Label, err)
 	}
 	var got [32]byte

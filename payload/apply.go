@@ -21,19 +21,19 @@ type Target interface {
 	Flush() error
 }
 
-// Settler is a [Target] that can read back what is final while the rest is still written. Apply calls Settle with ever larger numbers, from one
-// goroutine; the bytes before upto are not written to any more.
+// Settler is a [Target] that can read back what is final while the rest is still written. Apply calls Settle with ever larger numbers, and again
+// before the last call has returned; the bytes before upto are not written to any more.
 type Settler interface {
 	Settle(upto int64) error
 }
 
 // Checkpoint says how far an Apply has come. Everything before it is durable on the targets.
 type Checkpoint struct {
-	Manifest   []byte `json:"manifest"`    // SHA-256 of header and manifest: a checkpoint is of one payload only
-	Operations int    `json:"operations"`  // that are done, over all partitions
-	Offset     int64  `json:"offset"`      // of the first blob byte that is not
-	SignedHash []byte `json:"signed_hash"` // state of the running SHA-256 of what the signature covers
-	FileHash   []byte `json:"file_hash"`   // state of that of the whole file
+	Manifest   []byte `json:"manifest"`            // SHA-256 of header and manifest: a checkpoint is of one payload only
+	Operations int    `json:"operations"`          // that are done, over all partitions
+	Offset     int64  `json:"offset"`              // of the first blob byte that is not
+	SignedHash []byte `json:"signed_hash"`         // state of the running SHA-256 of what the signature covers
+	FileHash   []byte `json:"file_hash,omitempty"` // state of that of the whole file, where it was announced
 }
 
 // Step says what an Apply is doing.
@@ -110,12 +110,15 @@ func (p *Payload) Apply(ctx context.Context, opt ApplyOptions) error {
 		}
 	}
 	a := &apply{
-		p: p, opt: opt, ops: ops, signed: sha256.New(), file: sha256.New(), done: make([]bool, len(ops)), states: map[int]state{},
+		p: p, opt: opt, ops: ops, signed: sha256.New(), done: make([]bool, len(ops)), states: map[int]state{},
 		budget: newBudget(memoryBudget), settle: newSettling(p.Partitions, opt.Targets), from: time.Now(), trace: opt.Trace,
 	}
 	a.signed.Write(p.metadata)
-	a.file.Write(p.metadata)
-	a.file.Write(p.metaSig)
+	if opt.ExpectedSHA256 != nil {
+		a.file = sha256.New()
+		a.file.Write(p.metadata)
+		a.file.Write(p.metaSig)
+	}
 	a.resume()
 	if !opt.SourcesChecked {
 		stop := opt.Trace.time(TraceSource)
@@ -134,16 +137,17 @@ type state struct {
 }
 
 type apply struct {
-	p            *Payload
-	opt          ApplyOptions
-	ops          []operation
-	signed, file hash.Hash
-	first        int   // operation to begin with
-	offset       int64 // of its blob
-	budget       *budget
-	settle       *settling
-	from         time.Time
-	trace        *Trace
+	p      *Payload
+	opt    ApplyOptions
+	ops    []operation
+	signed hash.Hash
+	file   hash.Hash // nil if nobody said what it should be
+	first  int       // operation to begin with
+	offset int64     // of its blob
+	budget *budget
+	settle *settling
+	from   time.Time
+	trace  *Trace
 
 	mu              sync.Mutex
 	done            []bool
@@ -169,9 +173,15 @@ func (a *apply) resume() {
 	for _, op := range a.ops[:c.Operations] {
 		want += op.n
 	}
-	signed, file := sha256.New(), sha256.New()
-	if want != c.Offset || signed.(encoding.BinaryUnmarshaler).UnmarshalBinary(c.SignedHash) != nil || file.(encoding.BinaryUnmarshaler).UnmarshalBinary(c.FileHash) != nil {
+	signed, file := sha256.New(), a.file
+	if want != c.Offset || signed.(encoding.BinaryUnmarshaler).UnmarshalBinary(c.SignedHash) != nil {
 		return
+	}
+	if file != nil {
+		file = sha256.New()
+		if file.(encoding.BinaryUnmarshaler).UnmarshalBinary(c.FileHash) != nil {
+			return
+		}
 	}
 	// A state that was made up cannot help anybody: the signature at the end is over what was really hashed, and the image is read back.
 	a.signed, a.file, a.first, a.offset, a.mark, a.read = signed, file, c.Operations, c.Offset, c.Operations, c.Offset
@@ -246,8 +256,8 @@ func (a *apply) end(r io.Reader) error {
 	if _, err := io.ReadFull(r, sigs); err != nil {
 		return fmt.Errorf("%w: reading the signatures: %w", ErrSource, err)
 	}
-	a.file.Write(sigs)
 	if want := a.opt.ExpectedSHA256; want != nil {
+		a.file.Write(sigs)
 		if got := [32]byte(a.file.Sum(nil)); got != *want {
 			return fmt.Errorf("%w: the payload has SHA-256 %x, want %x", ErrHash, got, *want)
 		}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,8 @@ import (
 // does for pages that are clean. It is a [Target] and a [Settler].
 type FileTarget struct {
 	f      *os.File
-	direct *os.File // nil where there is no O_DIRECT
+	direct *os.File    // nil where there is no O_DIRECT
+	around atomic.Bool // large writes go around the page cache
 
 	mu      sync.Mutex // of what follows, which only reading back uses
 	buf     []byte
@@ -31,8 +33,9 @@ type FileTarget struct {
 func NewFileTarget(f *os.File) *FileTarget {
 	t := &FileTarget{f: f, hash: sha256.New()}
 	// Opened anew through /proc: the name may have changed, and the flags are those of the open file.
-	if d, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDONLY|unix.O_DIRECT, 0); err == nil {
+	if d, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR|unix.O_DIRECT, 0); err == nil {
 		t.direct = d
+		t.around.Store(true)
 	}
 	return t
 }
@@ -45,22 +48,34 @@ func (t *FileTarget) Close() error {
 	return t.direct.Close()
 }
 
+// directFrom is the length from which a write goes around the page cache: it saves a copy, and does not push out what the host's own programs keep
+// there. Small ones are better gathered by the kernel.
+const directFrom = 64 << 10
+
 // WriteAt writes to the file.
-func (t *FileTarget) WriteAt(p []byte, off int64) (int, error) { return t.f.WriteAt(p, off) }
+func (t *FileTarget) WriteAt(p []byte, off int64) (int, error) {
+	n := 0
+	if len(p) >= directFrom && len(p)%blockSize == 0 && off%blockSize == 0 && isAligned(p) && t.around.Load() {
+		var err error
+		if n, err = t.direct.WriteAt(p, off); !errors.Is(err, unix.EINVAL) {
+			return n, err
+		}
+		t.around.Store(false) // it could be opened so and cannot be written so
+	}
+	m, err := t.f.WriteAt(p[n:], off+int64(n))
+	return n + m, err
+}
 
 // Flush makes what was written durable.
 func (t *FileTarget) Flush() error { return unix.Fdatasync(int(t.f.Fd())) }
 
 // Settle flushes, and reads the bytes before upto back.
 func (t *FileTarget) Settle(upto int64) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if upto <= t.settled {
-		return nil
-	}
-	if err := t.Flush(); err != nil {
+	if err := t.Flush(); err != nil { // without the lock: meanwhile another call may read back
 		return fmt.Errorf("flushing %s: %w", t.f.Name(), err)
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	return t.readBack(context.Background(), upto)
 }
 
@@ -119,9 +134,6 @@ func (t *FileTarget) readAt(p []byte, off int64) (int, error) {
 		if !errors.Is(err, unix.EINVAL) {
 			return n, err
 		}
-		// It could be opened so and cannot be read so.
-		t.direct.Close()
-		t.direct = nil
 	}
 	if err := unix.Fadvise(int(t.f.Fd()), off, int64(len(p)), unix.FADV_DONTNEED); err != nil {
 		return 0, err
@@ -135,3 +147,5 @@ func aligned(n int) []byte {
 	skip := -int(uintptr(unsafe.Pointer(&buf[0]))) & (blockSize - 1)
 	return buf[skip : skip+n : skip+n]
 }
+
+func isAligned(p []byte) bool { return uintptr(unsafe.Pointer(&p[0]))%blockSize == 0 }

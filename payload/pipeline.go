@@ -153,7 +153,9 @@ func (a *apply) readBlobs(ctx context.Context, r io.Reader, jobs chan<- job, fre
 			at += n
 			stop = a.trace.time(TraceHash)
 			a.signed.Write(piece)
-			a.file.Write(piece)
+			if a.file != nil {
+				a.file.Write(piece)
+			}
 			stop()
 			a.mu.Lock()
 			a.read = pos + int64(at)
@@ -163,7 +165,9 @@ func (a *apply) readBlobs(ctx context.Context, r io.Reader, jobs chan<- job, fre
 		pos += op.n
 		s := state{offset: pos}
 		s.signed, _ = a.signed.(encoding.BinaryMarshaler).MarshalBinary()
-		s.file, _ = a.file.(encoding.BinaryMarshaler).MarshalBinary()
+		if a.file != nil {
+			s.file, _ = a.file.(encoding.BinaryMarshaler).MarshalBinary()
+		}
 		a.mu.Lock()
 		a.states[i] = s
 		a.mu.Unlock()

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"sync"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // settleStep is how many bytes become final before they are read back: enough that flushing them costs little.
@@ -82,31 +84,35 @@ func (s *settling) wake() {
 
 // run settles what is final, until stop is called. What is left then is for the one who verifies.
 func (s *settling) run(ctx context.Context, trace *Trace) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(2) // one flushes while the other reads back
 	settled := make([]int64, len(s.targets))
 	for {
 		select {
 		case <-s.signal:
 		case <-ctx.Done():
-			return nil
+			return g.Wait()
 		}
 		s.mu.Lock()
 		ended, goals := s.ended, append([]int64(nil), s.goal...)
 		s.mu.Unlock()
 		if ended {
-			return nil
+			return g.Wait()
 		}
 		for i, t := range s.targets {
 			// The last bytes are left to the caller, who verifies the whole.
 			if t == nil || goals[i]-settled[i] < settleStep || goals[i] >= s.sizes[i] {
 				continue
 			}
-			stop := trace.time(TraceVerify)
-			err := t.Settle(goals[i])
-			stop()
-			if err != nil {
-				return fmt.Errorf("%w: %w", ErrTarget, err)
-			}
-			settled[i] = goals[i]
+			upto := goals[i]
+			settled[i] = upto
+			g.Go(func() error {
+				defer trace.time(TraceVerify)()
+				if err := t.Settle(upto); err != nil {
+					return fmt.Errorf("%w: %w", ErrTarget, err)
+				}
+				return nil
+			})
 		}
 	}
 }

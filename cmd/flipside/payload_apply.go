@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/updater/trust"
@@ -178,7 +179,7 @@ type output struct {
 	final string // name that a file gets at the end; empty for a block device
 }
 
-func openOutput(path string) (*output, error) {
+func openOutput(path string, size int64) (*output, error) {
 	info, err := os.Stat(path)
 	switch {
 	case err == nil && info.Mode()&os.ModeDevice != 0:
@@ -196,7 +197,22 @@ func openOutput(path string) (*output, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &output{payload.NewFileTarget(f), f, path}, nil
+	o := &output{payload.NewFileTarget(f), f, path}
+	// Room for all of it now: what does not fit is known at once, and writes that lengthen no file need not wait for each other.
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		o.close(false)
+		return nil, fmt.Errorf("making room for %d MiB in %s: %w", size>>20, filepath.Dir(path), err)
+	}
+	return o, nil
+}
+
+func sizeOf(p *payload.Payload, name string) int64 {
+	for _, q := range p.Partitions {
+		if q.Name == name {
+			return q.Size
+		}
+	}
+	return 0
 }
 
 func (o *output) close(keep bool) {
@@ -216,7 +232,7 @@ func (a *app) applyPayload(ctx context.Context, what string, p *payload.Payload,
 		}
 	}()
 	for name, path := range places {
-		o, err := openOutput(path)
+		o, err := openOutput(path, sizeOf(p, name))
 		if err != nil {
 			return fmt.Errorf("opening the place of partition %q: %w", name, err)
 		}

@@ -73,7 +73,7 @@ The images go to --dir, so that the disk is the one that is of interest, and are
 			res := benchResult{Schema: "flipside.payload-bench/v1", File: args[0], Workers: workers, Payload: p.Size}
 			targets, outs := map[string]payload.Target{}, map[string]*output{}
 			for _, q := range p.Partitions {
-				o, err := openOutput(filepath.Join(dir, q.Name))
+				o, err := openOutput(filepath.Join(dir, q.Name), q.Size)
 				if err != nil {
 					return err
 				}

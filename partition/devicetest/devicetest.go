@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"testing"
 
 	"github.com/flipside-linux/flipside/partition"
@@ -39,6 +40,7 @@ type RangeFlusher interface {
 type Memory struct {
 	Log []Op
 
+	mu     sync.RWMutex // of the bytes: one may read back while another one writes or flushes
 	cache  []byte
 	medium []byte // nil: the cache is the medium
 	sector int
@@ -71,10 +73,16 @@ func (m *Memory) Size() int64 { return int64(len(m.cache)) }
 func (m *Memory) SectorSize() int { return m.sector }
 
 // ReadAt reads what was written.
-func (m *Memory) ReadAt(p []byte, off int64) (int, error) { return readAt(m.cache, p, off) }
+func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return readAt(m.cache, p, off)
+}
 
 // ReadMedium reads what is on the medium.
 func (m *Memory) ReadMedium(p []byte, off int64) (int, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	if m.medium != nil {
 		return readAt(m.medium, p, off)
 	}
@@ -100,6 +108,8 @@ func (m *Memory) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || int64(len(p)) > m.Size()-off {
 		return 0, fmt.Errorf("bytes %d to %d are outside the device", off, off+int64(len(p)))
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	copy(m.cache[off:], p)
 	m.Log = append(m.Log, Op{Kind: Write, Off: off, Data: bytes.Clone(p)})
 	return len(p), nil
@@ -107,6 +117,8 @@ func (m *Memory) WriteAt(p []byte, off int64) (int, error) {
 
 // Flush brings the cache to the medium.
 func (m *Memory) Flush() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.Log = append(m.Log, Op{Kind: Flush})
 	copy(m.medium, m.cache)
 	return nil
@@ -114,6 +126,8 @@ func (m *Memory) Flush() error {
 
 // FlushRange brings a part of the cache to the medium.
 func (m *Memory) FlushRange(off, n int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.Log = append(m.Log, Op{Kind: Flush, Off: off, Len: n})
 	if m.medium != nil {
 		copy(m.medium[off:off+n], m.cache[off:off+n])
@@ -126,6 +140,8 @@ func (m *Memory) Discard(off, n int64) error {
 	if off < 0 || n < 0 || n > m.Size()-off {
 		return fmt.Errorf("bytes %d to %d are outside the device", off, off+n)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	clear(m.cache[off : off+n])
 	m.Log = append(m.Log, Op{Kind: Discard, Off: off, Data: make([]byte, n)})
 	return nil
