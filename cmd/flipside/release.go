@@ -36,7 +36,7 @@ func (a *app) releaseCommand() *cobra.Command {
 		a.releasePause(&dir, "pause", "let no further host begin with a channel's version", true),
 		a.releasePause(&dir, "resume", "go on with a paused or stopped rollout", false),
 		a.releaseHosts(), a.releaseEvents(), a.releaseMirror(&dir), a.releaseExport(&dir), a.releaseImport(&dir),
-		a.releaseSet(&dir), a.releaseWithdraw(&dir), a.releaseBackup(&dir),
+		a.releaseSet(&dir), a.releasePCRs(&dir), a.releaseWithdraw(&dir), a.releaseBackup(&dir),
 	)
 	return cmd
 }
@@ -254,6 +254,8 @@ func bootWord(h server.Host) string {
 		return "none yet"
 	case p.Version != h.Version:
 		return "proved " + omaha.Printable(p.Version)
+	case p.Words() != "":
+		return strings.TrimPrefix(p.Words(), "boots ")
 	}
 	return "proved"
 }

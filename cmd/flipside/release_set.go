@@ -36,6 +36,7 @@ DIR/channels/CHANNEL.toml by hand.`,
 	f.StringVar(&c.Period, "period", "", "such as 1h")
 	f.IntVar(&c.StopFailures, "stop-after-failures", 0, "hosts that blame the release")
 	f.IntVar(&c.StopTimeouts, "stop-after-timeouts", 0, "hosts that were not heard of in time")
+	f.IntVar(&c.StopDiffers, "stop-after-differing-boots", 0, "hosts whose TPM shows that they booted something else (see flipside release pcrs)")
 	f.IntVar(&c.StopFailurePercent, "stop-failure-percent", 0, "share of the hosts that are through with it")
 	f.IntVar(&c.StopFailureMin, "stop-failure-min", 0, "how many have to be through before the share counts (default 10)")
 	f.StringVar(&c.GrantTimeout, "grant-timeout", "", "after which an update counts as timed out (default 2h)")
@@ -56,7 +57,8 @@ DIR/channels/CHANNEL.toml by hand.`,
 				"percent": func() { now.Percent = c.Percent }, "max-concurrent": func() { now.MaxConcurrent = c.MaxConcurrent },
 				"max-per-period": func() { now.MaxPerPeriod = c.MaxPerPeriod }, "period": func() { now.Period = c.Period },
 				"stop-after-failures": func() { now.StopFailures = c.StopFailures }, "stop-after-timeouts": func() { now.StopTimeouts = c.StopTimeouts },
-				"stop-failure-percent": func() { now.StopFailurePercent = c.StopFailurePercent }, "stop-failure-min": func() { now.StopFailureMin = c.StopFailureMin },
+				"stop-after-differing-boots": func() { now.StopDiffers = c.StopDiffers },
+				"stop-failure-percent":       func() { now.StopFailurePercent = c.StopFailurePercent }, "stop-failure-min": func() { now.StopFailureMin = c.StopFailureMin },
 				"grant-timeout": func() { now.GrantTimeout = c.GrantTimeout }, "hours": func() { now.Hours = c.Hours }, "time-zone": func() { now.TimeZone = c.TimeZone },
 				"after": func() { now.After = c.After }, "after-healthy": func() { now.AfterHealthy = c.AfterHealthy },
 				"poll-interval": func() { now.PollInterval = c.PollInterval }, "floors": func() { now.Floors = c.Floors },

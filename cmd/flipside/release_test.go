@@ -179,6 +179,31 @@ func TestReleaseAndServe(t *testing.T) {
 		t.Errorf("a host's name reaches the terminal as it is: %q", page)
 	}
 	run(0, "seen", "release", "events", "--server", server)
+	value := strings.Repeat("ab", 32)
+	values := filepath.Join(work, "values")
+	if err := os.WriteFile(values, []byte("# PCR[11] Phase <ready>\n11:sha1=00\n11:sha256="+value+"\n4:sha256="+strings.Repeat("cd", 32)+" other words\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pcrs := func(want int, contains string, args ...string) string {
+		t.Helper()
+		return run(want, contains, append([]string{"release", "pcrs", "--dir", dir}, args...)...)
+	}
+	pcrs(0, "nothing is said", "1.1.0")
+	pcrs(exitFailed, "flipside release list", "7.0.0", "--file", values)
+	pcrs(exitFailed, "not like 11:sha256", "1.1.0", "--file", key)
+	pcrs(exitFailed, "there are those of 04, 11", "1.1.0", "--file", values, "--only", "7")
+	pcrs(exitFailed, "nothing yet", "1.1.0", "--from-host", "m1", "--server", server)
+	pcrs(exitFailed, "404", "1.1.0", "--from-host", "m2", "--server", server)
+	pcrs(exitUsage, "exclude each other", "1.1.0", "--file", values, "--none")
+	pcrs(exitUsage, "need --file", "1.1.0", "--add")
+	if out := pcrs(0, "11:sha256="+value, "1.1.0", "--file", values, "--only", "11"); strings.Contains(out, "4:sha") {
+		t.Errorf("more than was asked for: %s", out)
+	}
+	pcrs(0, "4:sha256=cdcd", "1.1.0", "--file", values, "--add")
+	run(0, value, "release", "list", "--dir", dir, "--json")
+	pcrs(0, "nothing is said", "1.1.0", "--none")
+	run(0, "stops after 2 boots that differ", "release", "set", "--dir", dir, "beta", "--stop-after-differing-boots", "2")
+	run(exitFailed, "reading the TPM makers' certificates", "serve", dir, "--tpm-makers", filepath.Join(work, "missing"))
 	for _, args := range [][]string{{"release", "list", "--dir", dir}, {"release", "hosts", "--server", server}, {"release", "events", "--server", server}} {
 		var doc map[string]any
 		if err := json.Unmarshal([]byte(run(0, "flipside.", append(args, "--json")...)), &doc); err != nil {

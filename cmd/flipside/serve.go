@@ -18,12 +18,13 @@ import (
 	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/lock/fleetlock"
 	"github.com/flipside-linux/flipside/omaha/server"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 // serveCommand runs the release server.
 func (a *app) serveCommand() *cobra.Command {
 	var opt server.Options
-	var listen, tokenFile, fleetListen string
+	var listen, tokenFile, fleetListen, makersDir string
 	var certs tlsFiles
 	var keys []string
 	var sem semaphoreView
@@ -56,9 +57,16 @@ With --upstream the server keeps its channels as another server holds them: Flat
 			if verbose {
 				level = slog.LevelDebug
 			}
-			opt.Prover = prover
 			opt.Logger = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
 			var err error
+			var makers *trust.Makers
+			if makersDir != "" {
+				if makers, err = trust.LoadMakers(makersDir); err != nil {
+					return err
+				}
+				opt.Endorser = makers.Challenge
+			}
+			opt.Prover = prover(makers)
 			if tokenFile != "" {
 				if opt.Admins.Tokens, err = readTokens(tokenFile); err != nil {
 					return err
@@ -119,6 +127,7 @@ With --upstream the server keeps its channels as another server holds them: Flat
 	f.StringVar(&certs.key, "tls-key", "", "the certificate's key, PEM")
 	f.StringVar(&certs.clientCA, "tls-client-ca", "", "answer only clients with a certificate of these authorities, PEM")
 	f.BoolVar(&certs.optional, "tls-client-optional", false, "answer clients without a certificate as well; those with one have to have a good one")
+	f.StringVar(&makersDir, "tpm-makers", "", "`directory` of the certificates of TPM makers, PEM or DER: a host's first key counts only if it is in a TPM of theirs (default: it is believed at sight)")
 	sem.flags(f)
 	up.flags(f)
 	f.BoolVar(&verbose, "verbose", false, "log more")

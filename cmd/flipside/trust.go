@@ -18,17 +18,27 @@ import (
 	"github.com/flipside-linux/flipside/updater/trust"
 )
 
-// prover verifies hosts' proofs for the release server.
-func prover(id string, nonce, proof []byte) (server.Evidence, error) {
-	p, key, err := trust.CheckProof(proof, id, nonce)
-	if err != nil {
-		return server.Evidence{}, err
+// prover verifies hosts' proofs for the release server; makers are those of TPMs that it knows, nil if it asks for none.
+func prover(makers *trust.Makers) server.Prover {
+	return func(id string, nonce, proof []byte) (server.Evidence, error) {
+		p, key, err := trust.CheckProof(proof, id, nonce)
+		if err != nil {
+			return server.Evidence{}, err
+		}
+		ev := server.Evidence{Slot: p.Claim.Slot, Version: p.Claim.Version, Key: key, PCRs: map[string]string{}}
+		for n, v := range p.PCRs {
+			ev.PCRs[fmt.Sprintf("%02d", n)] = hex.EncodeToString(v)
+		}
+		if makers == nil {
+			return ev, nil
+		}
+		if m, err := makers.Check(p); err != nil {
+			ev.Unendorsed = err.Error()
+		} else {
+			ev.TPM = &server.TPM{Maker: m.Maker, Model: m.Model, Issuer: m.Issuer, Key: m.Key}
+		}
+		return ev, nil
 	}
-	ev := server.Evidence{Slot: p.Claim.Slot, Version: p.Claim.Version, Key: key, PCRs: map[string]string{}}
-	for n, v := range p.PCRs {
-		ev.PCRs[fmt.Sprintf("%02d", n)] = hex.EncodeToString(v)
-	}
-	return ev, nil
 }
 
 func (a *app) trustCommand() *cobra.Command {

@@ -63,6 +63,7 @@ type Limits struct {
 	MaxPerPeriod       *int `json:"max_per_period,omitempty"`
 	StopFailures       *int `json:"stop_after_failures,omitempty"`
 	StopTimeouts       *int `json:"stop_after_timeouts,omitempty"`
+	StopDiffers        *int `json:"stop_after_differing_boots,omitempty"`
 	StopFailurePercent *int `json:"stop_failure_percent,omitempty"`
 }
 
@@ -82,7 +83,8 @@ func (p *Publisher) Apply(channel string, o Order) (Channel, error) {
 		return p.Change(channel, func(c *Channel) error {
 			if l := o.Limits; l != nil {
 				for from, to := range map[*int]*int{l.Percent: &c.Percent, l.MaxConcurrent: &c.MaxConcurrent, l.MaxPerPeriod: &c.MaxPerPeriod,
-					l.StopFailures: &c.StopFailures, l.StopTimeouts: &c.StopTimeouts, l.StopFailurePercent: &c.StopFailurePercent} {
+					l.StopFailures: &c.StopFailures, l.StopTimeouts: &c.StopTimeouts, l.StopDiffers: &c.StopDiffers,
+					l.StopFailurePercent: &c.StopFailurePercent} {
 					if from != nil {
 						*to = *from
 					}

@@ -182,9 +182,18 @@ type filter struct {
 	channel, version, text string
 	state                  State
 	class                  string // good, behind, busy, held, bad
+	boot                   string // AsReleased or Differs
 }
 
-func (f filter) match(h *Host, class string) bool {
+func (f filter) match(c *catalog, h *Host, class string) bool {
+	if f.boot != "" {
+		if h.Proof == nil {
+			return false
+		}
+		if v, _ := c.verdict(h.Proof); v != f.boot {
+			return false
+		}
+	}
 	return (f.channel == "" || h.Channel == f.channel) && (f.version == "" || h.Version == f.version) &&
 		(f.state == "" || h.State == f.state) && (f.class == "" || class == f.class) && (f.text == "" || h.matches(f.text))
 }
@@ -197,7 +206,7 @@ const (
 // listHosts answers GET /v1/hosts, one page at a time, by id.
 func (s *Server) listHosts(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	f := filter{channel: q.Get("channel"), version: q.Get("version"), state: State(q.Get("state")), text: strings.ToLower(clean(q.Get("q")))}
+	f := filter{channel: q.Get("channel"), version: q.Get("version"), state: State(q.Get("state")), text: strings.ToLower(clean(q.Get("q"))), boot: q.Get("boot")}
 	limit := defaultPage
 	if text := q.Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -211,8 +220,9 @@ func (s *Server) listHosts(w http.ResponseWriter, r *http.Request) {
 	out := []Host{}
 	s.mu.Lock()
 	s.expire(s.opt.Now())
+	c := s.catalog.Load()
 	for _, h := range s.hosts {
-		if !f.match(h, "") {
+		if !f.match(c, h, "") {
 			continue
 		}
 		total++
@@ -226,6 +236,9 @@ func (s *Server) listHosts(w http.ResponseWriter, r *http.Request) {
 	if len(out) > limit {
 		out = out[:limit]
 		next = out[limit-1].ID
+	}
+	for i := range out {
+		c.judge(&out[i])
 	}
 	s.writeJSON(w, struct {
 		Schema string `json:"schema"`

@@ -183,6 +183,50 @@ func TestOpenAPI(t *testing.T) {
 	}
 	hostKey = key("1") // the old one counts no more
 	prove(403, host, `{"good":1}`)
+	// In whose TPM is the key?
+	endorse := func(want int, id, body string) {
+		t.Helper()
+		var q struct{ Nonce []byte }
+		if err := json.Unmarshal([]byte(get(200, "/v1/proof/"+host+"?key="+hostKey)), &q); err != nil {
+			t.Fatal(err)
+		}
+		path := "/v1/proof/" + id + "/endorsement?nonce=" + base64.RawURLEncoding.EncodeToString(q.Nonce)
+		if code, answer := c.do("POST", path, "", "application/json", body); code != want {
+			t.Errorf("an endorsement of %s: %d, want %d: %s", id, code, want, answer)
+		}
+	}
+	endorse(404, host, `{"good":1}`) // asks for none
+	l.opt.Endorser = func(_, request []byte) ([]byte, error) {
+		if string(request) != `{"good":1}` {
+			return nil, errors.New("not good")
+		}
+		return []byte(`{"schema":"flipside.challenge/v1","certificate":0,"credential":"AAAA","secret":"AAAA"}`), nil
+	}
+	endorse(200, host, `{"good":1}`)
+	endorse(403, host, `{}`)
+	endorse(403, fmt.Sprintf("%032x", 6), `{"good":1}`) // the nonce is another host's
+	endorse(413, host, strings.Repeat(" ", 65<<10))
+	if body := get(200, "/v1/proof/"+host); !strings.Contains(body, `"endorsement": true`) {
+		t.Errorf("it does not ask: %s", body)
+	}
+	// What must a boot have measured?
+	if _, err := l.publish.Measure("1.1.0", func(PCRs) (PCRs, error) { return PCRs{"11": {strings.Repeat("a", 64)}}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	l.opt.Prover = func(string, []byte, []byte) (Evidence, error) {
+		return Evidence{Slot: "USR-B", Version: "1.1.0", Key: key("2"), PCRs: map[string]string{"11": strings.Repeat("b", 64)},
+			TPM: &TPM{Maker: "IFX", Model: "SLB9670", Issuer: "Muster", Key: key("e")}}, nil
+	}
+	l.clock.Add(time.Second)
+	prove(204, host, `{}`)
+	get(200, "/v1/hosts/"+host)
+	get(200, "/v1/hosts?boot=differs")
+	get(200, "/v1/releases")
+	get(200, "/?boot=differs")
+	get(200, "/metrics")
 	get(200, "/v1/reboots")
 	get(200, "/v1/audit")
 	get(200, "/payloads/1.1.0.payload")

@@ -34,7 +34,7 @@ func readChannel(dir, name string) (Channel, error) {
 // fingerprint tells whether any file was added, replaced, edited or removed, without opening one.
 func fingerprint(dir string) (string, error) {
 	var b strings.Builder
-	for _, sub := range []string{"channels", "releases"} {
+	for _, sub := range []string{"channels", "releases", "pcrs"} {
 		entries, err := os.ReadDir(filepath.Join(dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", err
@@ -74,6 +74,12 @@ func load(dir string, old *catalog) (*catalog, error) {
 				continue
 			}
 		}
+		if r.PCRs, err = readPCRs(dir, version); err != nil {
+			c.problems = append(c.problems, "pcrs/"+err.Error())
+			if kept, err := old.release(version); err == nil {
+				r.PCRs = kept.PCRs
+			}
+		}
 		c.releases[version] = r
 		c.payloads[r.Payload] = r
 	}
@@ -108,6 +114,9 @@ func load(dir string, old *catalog) (*catalog, error) {
 }
 
 func (c *catalog) release(version string) (Release, error) {
+	if c == nil {
+		return Release{}, ErrUnknown
+	}
 	r, ok := c.releases[version]
 	if !ok {
 		return r, fmt.Errorf("version %q: %w", version, ErrUnknown)

@@ -27,6 +27,7 @@ type Channel struct {
 	GrantTimeout  string `toml:"grant_timeout,omitempty" json:"grant_timeout,omitempty"`  // after it an update counts as timed out, default 2h
 	StopFailures  int    `toml:"stop_after_failures,omitzero" json:"stop_after_failures,omitempty"`
 	StopTimeouts  int    `toml:"stop_after_timeouts,omitzero" json:"stop_after_timeouts,omitempty"`
+	StopDiffers   int    `toml:"stop_after_differing_boots,omitzero" json:"stop_after_differing_boots,omitempty"` // boots that measured something else than the release
 	// StopFailurePercent stops the rollout when that share of the hosts that are through with it failed, once there are
 	// StopFailureMin of them, default 10.
 	StopFailurePercent int    `toml:"stop_failure_percent,omitzero" json:"stop_failure_percent,omitempty"`
@@ -65,7 +66,7 @@ func (c Channel) check() error {
 		}
 	}
 	for key, n := range map[string]int{"percent": c.Percent, "max_concurrent": c.MaxConcurrent, "max_per_period": c.MaxPerPeriod,
-		"stop_after_failures": c.StopFailures, "stop_after_timeouts": c.StopTimeouts,
+		"stop_after_failures": c.StopFailures, "stop_after_timeouts": c.StopTimeouts, "stop_after_differing_boots": c.StopDiffers,
 		"stop_failure_percent": c.StopFailurePercent, "stop_failure_min": c.StopFailureMin} {
 		if n < 0 || (strings.HasSuffix(key, "percent") && n > 100) {
 			return fmt.Errorf("%s = %d is out of range", key, n)
@@ -156,6 +157,9 @@ func (c Channel) Words() string {
 	}
 	if c.StopTimeouts > 0 {
 		words = append(words, fmt.Sprintf("stops after %d time-outs", c.StopTimeouts))
+	}
+	if c.StopDiffers > 0 {
+		words = append(words, fmt.Sprintf("stops after %d boots that differ", c.StopDiffers))
 	}
 	if c.StopFailurePercent > 0 {
 		words = append(words, fmt.Sprintf("stops when %d %% fail", c.StopFailurePercent))

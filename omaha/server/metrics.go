@@ -51,10 +51,17 @@ func stoppedDesc() *prometheus.Desc {
 	return prometheus.NewDesc("flipside_channel_halted", "1 for a channel whose rollout is paused or was stopped.", []string{"channel", "version"}, nil)
 }
 
+func bootsDesc() *prometheus.Desc {
+	return prometheus.NewDesc("flipside_host_boots",
+		"Hosts by what the TPM's proof of their last boot says: as_released, differs, unjudged (nobody has said what the release measures), refused, unproven.",
+		[]string{"channel", "verdict"}, nil)
+}
+
 // Describe is part of prometheus.Collector.
 func (f fleet) Describe(ch chan<- *prometheus.Desc) {
 	ch <- hostsDesc()
 	ch <- stoppedDesc()
+	ch <- bootsDesc()
 }
 
 // Collect is part of prometheus.Collector.
@@ -63,20 +70,45 @@ func (f fleet) Collect(ch chan<- prometheus.Metric) {
 		channel, version string
 		state            State
 	}
-	counts := map[key]int{}
+	counts, boots := map[key]int{}, map[[2]string]int{}
+	c := f.s.catalog.Load()
 	f.s.mu.Lock()
 	for _, h := range f.s.hosts {
 		counts[key{h.Channel, h.Version, h.State}]++
+		if f.s.opt.Prover != nil {
+			boots[[2]string{h.Channel, c.bootLabel(h)}]++
+		}
 	}
 	f.s.mu.Unlock()
 	for k, n := range counts {
 		ch <- prometheus.MustNewConstMetric(hostsDesc(), prometheus.GaugeValue, float64(n), k.channel, k.version, string(k.state))
 	}
-	for name, c := range f.s.catalog.Load().channels {
+	for k, n := range boots {
+		ch <- prometheus.MustNewConstMetric(bootsDesc(), prometheus.GaugeValue, float64(n), k[0], k[1])
+	}
+	for name, c := range c.channels {
 		halted := 0.0
 		if c.Paused || c.Stopped != "" {
 			halted = 1
 		}
 		ch <- prometheus.MustNewConstMetric(stoppedDesc(), prometheus.GaugeValue, halted, name, c.Version)
 	}
+}
+
+// bootLabel is what a metric says about a host's last boot.
+func (c *catalog) bootLabel(h *Host) string {
+	switch p := h.Proof; {
+	case p == nil || p.Refused == "" && p.At.IsZero():
+		return "unproven"
+	case p.Refused != "":
+		return "refused"
+	default:
+		switch v, _ := c.verdict(p); v {
+		case AsReleased:
+			return "as_released"
+		case Differs:
+			return "differs"
+		}
+	}
+	return "unjudged"
 }

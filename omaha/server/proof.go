@@ -21,10 +21,24 @@ type Evidence struct {
 	Version string            `json:"version"`
 	PCRs    map[string]string `json:"pcrs"` // number to hexadecimal value
 	Key     string            `json:"key"`  // fingerprint of the key that it is by
+	TPM     *TPM              `json:"tpm,omitempty"`
+
+	Unendorsed string `json:"-"` // why TPM is nil
+}
+
+// TPM says in whose TPM a key is, as the maker's certificate says it.
+type TPM struct {
+	Maker  string `json:"maker,omitempty"` // such as IFX
+	Model  string `json:"model,omitempty"`
+	Issuer string `json:"issuer"` // of the certificate
+	Key    string `json:"key"`    // fingerprint of the endorsement key, which stays when the TPM is cleared
 }
 
 // A Prover verifies what a host sends about its boot. The proof must answer the nonce and be of the host.
 type Prover func(host string, nonce, proof []byte) (Evidence, error)
+
+// An Endorser makes the challenge by which a host shows in whose TPM its key is. The answer comes with the proof, to the Prover.
+type Endorser func(nonce, request []byte) (challenge []byte, err error)
 
 // Proof is the last proof that a host gave.
 type Proof struct {
@@ -34,6 +48,8 @@ type Proof struct {
 	By      string    `json:"by,omitempty"`      // the administrator who accepted the key; empty: it was believed at first sight
 	Refused string    `json:"refused,omitempty"` // why what it sent last was not believed
 	Other   string    `json:"other,omitempty"`   // the key that this was by, if that is all that speaks against it
+	Boot    string    `json:"boot,omitempty"`    // AsReleased or Differs, if somebody has said what the release must measure; never saved
+	Differs []string  `json:"differs,omitempty"` // the PCRs that differ
 	TriedAt time.Time `json:"tried_at,omitzero"`
 }
 
@@ -44,13 +60,17 @@ const (
 	proofError = "the proof was not believed"
 )
 
-// otherKey says that a proof holds, and is by another key than the host's.
+// otherKey says that a proof holds, and is by another key than the host's, or by one that is not known here.
 type otherKey struct {
 	key, want string
 	since     time.Time
+	why       string // want is empty: why the key is not believed at first sight
 }
 
 func (e *otherKey) Error() string {
+	if e.want == "" {
+		return "no key is believed at first sight here: " + e.why
+	}
 	return fmt.Sprintf("it is by key %s, and this host's is %s since %s", e.key, e.want, e.since.UTC().Format(time.DateOnly))
 }
 
@@ -92,11 +112,19 @@ func (s *Server) proofs() {
 			return
 		}
 		s.writeJSON(w, struct {
-			Schema string `json:"schema"`
-			Nonce  []byte `json:"nonce"`
-		}{"flipside.nonce/v1", s.nonce(id, s.opt.Now())})
+			Schema      string `json:"schema"`
+			Nonce       []byte `json:"nonce"`
+			Endorsement bool   `json:"endorsement,omitempty"` // show in whose TPM the key is
+		}{"flipside.nonce/v1", s.nonce(id, s.opt.Now()), s.asksEndorsement(id, r.URL.Query().Get("key"))})
 	})
 	s.mux.HandleFunc("POST /v1/proof/{id}", s.takeProof)
+	s.mux.HandleFunc("POST /v1/proof/{id}/endorsement", s.challenge)
+}
+
+// asksEndorsement says whether a host is to show in whose TPM a key is.
+func (s *Server) asksEndorsement(id, key string) bool {
+	h, _ := s.Host(id)
+	return s.opt.Endorser != nil && (h.Proof == nil || h.Proof.TPM == nil || h.Proof.Key != key)
 }
 
 // asksProof refuses what no proof can be taken of.
@@ -113,21 +141,8 @@ func (s *Server) asksProof(w http.ResponseWriter, id string) (refused bool) {
 
 func (s *Server) takeProof(w http.ResponseWriter, r *http.Request) {
 	id, now := r.PathValue("id"), s.opt.Now()
-	if s.asksProof(w, id) {
-		return
-	}
-	nonce, err := base64.RawURLEncoding.DecodeString(r.URL.Query().Get("nonce"))
-	var at time.Time
-	if err == nil {
-		at, err = s.checkNonce(id, nonce, now)
-	}
-	if err != nil {
-		s.refuse(w, http.StatusForbidden, "%s: %v", proofError, errNonce)
-		return
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxProof))
-	if err != nil {
-		s.refuse(w, http.StatusRequestEntityTooLarge, "a proof has at most %d bytes", maxProof)
+	nonce, at, body, ok := s.readProof(w, r, id, now)
+	if !ok {
 		return
 	}
 	ev, err := s.opt.Prover(id, nonce, body)
@@ -142,7 +157,48 @@ func (s *Server) takeProof(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// proven records a proof that holds. The key of a host is the one that it came with the first time.
+// readProof reads what a host sends in answer to a nonce, or refuses it.
+func (s *Server) readProof(w http.ResponseWriter, r *http.Request, id string, now time.Time) (nonce []byte, at time.Time, body []byte, ok bool) {
+	if s.asksProof(w, id) {
+		return nil, at, nil, false
+	}
+	nonce, err := base64.RawURLEncoding.DecodeString(r.URL.Query().Get("nonce"))
+	if err == nil {
+		at, err = s.checkNonce(id, nonce, now)
+	}
+	if err != nil {
+		s.refuse(w, http.StatusForbidden, "%s: %v", proofError, errNonce)
+		return nil, at, nil, false
+	}
+	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxProof))
+	if err != nil {
+		s.refuse(w, http.StatusRequestEntityTooLarge, "a proof has at most %d bytes", maxProof)
+		return nil, at, nil, false
+	}
+	return nonce, at, body, true
+}
+
+// challenge answers POST /v1/proof/ID/endorsement. Nothing is kept of it.
+func (s *Server) challenge(w http.ResponseWriter, r *http.Request) {
+	nonce, _, body, ok := s.readProof(w, r, r.PathValue("id"), s.opt.Now())
+	if !ok {
+		return
+	}
+	if s.opt.Endorser == nil {
+		s.refuse(w, http.StatusNotFound, "this server knows no makers of TPMs")
+		return
+	}
+	c, err := s.opt.Endorser(nonce, body)
+	if err != nil {
+		s.log.Warn("a TPM's endorsement was not believed", "host", r.PathValue("id"), "error", err)
+		s.refuse(w, http.StatusForbidden, "%s", clean(err.Error()))
+		return
+	}
+	s.writeJSON(w, json.RawMessage(c))
+}
+
+// proven records a proof that holds. The key of a host is the one that it came with the first time; a server that knows the makers of TPMs believes only one that is in
+// a TPM of theirs, and believes another one of the same TPM, which was cleared.
 func (s *Server) proven(id string, ev Evidence, at, now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -152,17 +208,32 @@ func (s *Server) proven(id string, ev Evidence, at, now time.Time) error {
 	}
 	p := Proof{Evidence: ev, At: now, Since: now}
 	p.Slot, p.Version = clean(ev.Slot), clean(ev.Version)
-	if old := h.Proof; old != nil && old.Key != "" {
-		if old.Key != ev.Key {
-			return &otherKey{ev.Key, old.Key, old.Since}
+	if ev.TPM != nil {
+		p.TPM = &TPM{Maker: clean(ev.TPM.Maker), Model: clean(ev.TPM.Model), Issuer: clean(ev.TPM.Issuer), Key: ev.TPM.Key}
+	}
+	switch old := h.Proof; {
+	case old == nil || old.Key == "":
+		if s.opt.Endorser != nil && p.TPM == nil {
+			return &otherKey{key: ev.Key, why: ev.Unendorsed}
 		}
-		if !at.After(old.At) {
-			return errors.New("a later one was taken already")
-		}
+	case old.Key != ev.Key && (p.TPM == nil || old.TPM == nil || p.TPM.Key != old.TPM.Key):
+		return &otherKey{key: ev.Key, want: old.Key, since: old.Since}
+	case !at.After(old.At):
+		return errors.New("a later one was taken already")
+	case old.Key == ev.Key:
 		p.Since, p.By = old.Since, old.By
+		if p.TPM == nil {
+			p.TPM = old.TPM
+		}
+	default:
+		s.log.Info("a host's TPM has a new key: it was cleared", "host", id, "key", ev.Key, "was", old.Key)
 	}
 	h.Proof = &p
 	s.touch(h)
+	s.measured(h)
+	if r := s.rollouts[h.Channel]; r != nil {
+		s.stop(h.Channel, r)
+	}
 	return nil
 }
 

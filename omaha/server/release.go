@@ -33,6 +33,7 @@ type Release struct {
 	URLs         []string  `toml:"urls,omitempty" json:"urls,omitempty"` // mirrors: addresses of directories; default is this server
 	Notes        string    `toml:"notes,omitempty" json:"notes,omitempty"`
 	Published    time.Time `toml:"published" json:"published"`
+	PCRs         PCRs      `toml:"-" json:"pcrs,omitempty"` // what a boot of it must have measured, from a file of its own
 }
 
 // Errors of publishing that a caller may want to tell apart.

@@ -16,6 +16,7 @@ type rollout struct {
 	Granted  []time.Time     `json:"granted,omitempty"`  // when grants were given, within the last period
 	Failures map[string]bool `json:"failures,omitempty"` // hosts whose failure speaks against the release
 	Timeouts map[string]bool `json:"timeouts,omitempty"` // hosts that were not heard of in time
+	Differs  map[string]bool `json:"differs,omitempty"`  // hosts whose boot measured something else than the release
 	Done     int             `json:"done,omitempty"`     // hosts that came up with it
 	Stopped  bool            `json:"stopped,omitempty"`  // it was stopped when last looked at
 
@@ -24,7 +25,7 @@ type rollout struct {
 
 // filled returns r with all its maps.
 func (r *rollout) filled() *rollout {
-	for _, m := range []*map[string]bool{&r.Failures, &r.Timeouts, &r.active} {
+	for _, m := range []*map[string]bool{&r.Failures, &r.Timeouts, &r.Differs, &r.active} {
 		if *m == nil {
 			*m = map[string]bool{}
 		}
@@ -44,6 +45,7 @@ func (s *Server) of(channel string, ch Channel) *rollout {
 		r.Version, r.Done = ch.Version, 0
 		clear(r.Failures)
 		clear(r.Timeouts)
+		clear(r.Differs)
 		s.touchRollout(channel)
 	}
 	if r.Stopped != stopped {
@@ -124,6 +126,7 @@ func (s *Server) expire(now time.Time) {
 	}
 	s.expired = now
 	c := s.catalog.Load()
+	s.remeasure(c)
 	for name, r := range s.rollouts {
 		ch, ok := c.channels[name]
 		if !ok {
@@ -168,12 +171,16 @@ func (s *Server) stop(name string, r *rollout) {
 		why = fmt.Sprintf("%d hosts failed with %s", len(r.Failures), r.Version)
 	case ch.StopTimeouts > 0 && len(r.Timeouts) >= ch.StopTimeouts:
 		why = fmt.Sprintf("%d hosts did not finish %s in time", len(r.Timeouts), r.Version)
+	case ch.StopDiffers > 0 && len(r.Differs) >= ch.StopDiffers:
+		why = fmt.Sprintf("%d boots of %s measured something else than the release", len(r.Differs), r.Version)
 	case ch.tooMany(len(r.Failures), r.Done):
 		why = fmt.Sprintf("%d of %d hosts failed with %s", len(r.Failures), len(r.Failures)+r.Done, r.Version)
 	default:
 		return
 	}
 	s.log.Error("rollout stopped", "channel", name, "why", why)
+	r.Stopped = true // when it is not any more, it counts from zero, also if nobody asked in between
+	s.touchRollout(name)
 	if _, err := s.publish.Change(name, func(c *Channel) error { c.Stopped = why; return nil }); err != nil {
 		s.log.Error("the stop could not be written into the channel's file", "channel", name, "error", err)
 	}

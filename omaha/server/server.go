@@ -34,7 +34,10 @@ type Options struct {
 	// Reboots asks the cluster's semaphore who reboots and who waits, to be shown beside the hosts; nil: there is none.
 	Reboots func(ctx context.Context) ([]RebootGroup, error)
 
-	Prover Prover       // verifies the proofs of boots; nil: none are taken
+	Prover Prover // verifies the proofs of boots; nil: none are taken
+	// Endorser challenges hosts to show in whose TPM their keys are. With it no key is believed at first sight any more.
+	Endorser Endorser
+
 	Logger *slog.Logger // nil logs nothing
 	Now    func() time.Time
 }
@@ -70,6 +73,8 @@ type Server struct {
 	expired  time.Time // when expire last looked
 	forgot   time.Time // when forget last looked
 	store    *store    // nil when read-only
+
+	measuredBy *catalog // by which remeasure last looked
 }
 
 // New opens the directory dir, which is made when it does not exist.
@@ -196,8 +201,10 @@ func (s *Server) Hosts() []Host {
 	defer s.mu.Unlock()
 	s.expire(s.opt.Now())
 	out := make([]Host, 0, len(s.hosts))
+	c := s.catalog.Load()
 	for _, h := range s.hosts {
 		out = append(out, *h)
+		c.judge(&out[len(out)-1])
 	}
 	slices.SortFunc(out, func(a, b Host) int { return cmp.Compare(a.ID, b.ID) })
 	return out
@@ -208,7 +215,9 @@ func (s *Server) Host(id string) (Host, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if h, ok := s.hosts[id]; ok {
-		return *h, true
+		out := *h
+		s.catalog.Load().judge(&out)
+		return out, true
 	}
 	return Host{}, false
 }

@@ -78,18 +78,18 @@ func rank(class string) int { return slices.Index([]string{"bad", "busy", "held"
 func (s *Server) view(r *http.Request, now time.Time) view {
 	q := r.URL.Query()
 	c := s.catalog.Load()
-	f := filter{channel: clean(q.Get("channel")), class: clean(q.Get("class")), text: strings.ToLower(clean(q.Get("q")))}
+	f := filter{channel: clean(q.Get("channel")), class: clean(q.Get("class")), text: strings.ToLower(clean(q.Get("q"))), boot: clean(q.Get("boot"))}
 	_, isAdmin := s.opt.Admins.who("", r)
 	v := view{
 		Now: now, Admin: s.opt.Admins.any(), Cert: isAdmin, Uploads: s.opt.Verify != nil, Query: clean(q.Get("q")), Message: clean(q.Get("m")), Error: clean(q.Get("e")),
 		Releases: c.sorted(), Problems: c.problems, Semaphore: s.reboots.ask != nil, Keep: map[string]string{},
 	}
-	for key, value := range map[string]string{"channel": f.channel, "class": f.class} {
+	for key, value := range map[string]string{"channel": f.channel, "class": f.class, "boot": f.boot} {
 		if value != "" {
 			v.Keep[key] = value
 		}
 	}
-	v.Filter = strings.TrimSpace(strings.Join([]string{classLabel(f.class), on(f.channel)}, " "))
+	v.Filter = strings.TrimSpace(strings.Join([]string{classLabel(f.class), on(f.channel), bootLabel(f.boot)}, " "))
 	slices.Reverse(v.Releases)
 
 	channels := map[string]*channelView{}
@@ -122,7 +122,7 @@ func (s *Server) view(r *http.Request, now time.Time) view {
 // look goes through the hosts once, with the lock held, and copies no more of them than the page lists.
 func (s *Server) look(v *view, c *catalog, f filter, channels map[string]*channelView, now time.Time) []Sample {
 	counts, holds, listed, matched := map[string]int{}, map[hold]int{}, top{}, 0
-	known := order{}
+	known, differ := order{}, 0
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expire(now)
@@ -140,13 +140,19 @@ func (s *Server) look(v *view, c *catalog, f filter, channels map[string]*channe
 		if h.Failed != "" && h.Failed != h.Version {
 			v.Failures = append(v.Failures, Failure{Host: h.ID, Alias: h.Alias, Version: h.Failed, Code: h.ErrorCode, Words: codeWords(h.ErrorCode), At: h.FailedAt})
 		}
-		if f.match(h, class) {
+		if h.Proof != nil {
+			if verdict, _ := c.verdict(h.Proof); verdict == Differs {
+				differ++
+			}
+		}
+		if f.match(c, h, class) {
 			matched++
 			listed.add(h, class)
 		}
 	}
 	for _, row := range listed.rows {
 		h := *row.host
+		c.judge(&h)
 		v.Hosts = append(v.Hosts, hostView{Host: h, Why: h.why(), Class: row.class, Label: hostLabel(h.State, row.class)})
 	}
 	v.More = matched - len(v.Hosts)
@@ -154,6 +160,9 @@ func (s *Server) look(v *view, c *catalog, f filter, channels map[string]*channe
 	for _, t := range []tile{{Label: "up to date", Class: "good"}, {Label: "updating", Class: "busy"}, {Label: "waiting", Class: "held"}, {Label: "failed", Class: "bad"}} {
 		t.Count, t.Link = counts[t.Class], "/?class="+t.Class+"#hosts"
 		v.Tiles = append(v.Tiles, t)
+	}
+	if differ > 0 {
+		v.Tiles = append(v.Tiles, tile{"boots differ from their release", "bad", "/?boot=" + Differs + "#hosts", differ})
 	}
 	for w, n := range holds {
 		w.Count = n
@@ -304,6 +313,16 @@ func hostLabel(s State, class string) string {
 
 func classLabel(class string) string {
 	return map[string]string{"good": "up to date", "busy": "updating", "held": "waiting", "bad": "failed"}[class]
+}
+
+func bootLabel(boot string) string {
+	switch boot {
+	case Differs:
+		return "whose boot differs from the release"
+	case AsReleased:
+		return "whose boot is as released"
+	}
+	return ""
 }
 
 func on(channel string) string {

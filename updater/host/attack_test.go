@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -19,6 +20,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 
 	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/lock/etcd"
@@ -325,9 +329,23 @@ func TestSecretsOfTheNextBoot(t *testing.T) {
 }
 
 // prover is what flipside serve verifies proofs with.
-func prover(id string, nonce, proof []byte) (releases.Evidence, error) {
-	p, key, err := trust.CheckProof(proof, id, nonce)
-	return releases.Evidence{Slot: p.Claim.Slot, Version: p.Claim.Version, Key: key}, err
+func prover(makers *trust.Makers) releases.Prover {
+	return func(id string, nonce, proof []byte) (releases.Evidence, error) {
+		p, key, err := trust.CheckProof(proof, id, nonce)
+		ev := releases.Evidence{Slot: p.Claim.Slot, Version: p.Claim.Version, Key: key, PCRs: map[string]string{}}
+		for n, v := range p.PCRs {
+			ev.PCRs[fmt.Sprintf("%02d", n)] = hex.EncodeToString(v)
+		}
+		if err != nil || makers == nil {
+			return ev, err
+		}
+		if m, err := makers.Check(p); err != nil {
+			ev.Unendorsed = err.Error()
+		} else {
+			ev.TPM = &releases.TPM{Maker: m.Maker, Model: m.Model, Issuer: m.Issuer, Key: m.Key}
+		}
+		return ev, nil
+	}
 }
 
 // A host proves its boot to the release server; a host with a stolen identity, which is a machine id and nothing more, does not.
@@ -388,6 +406,98 @@ func TestProofOfABoot(t *testing.T) {
 	h, _ = r.server.Host(id)
 	if h.Proof.Version != "2.0.0" || h.Proof.Key != key || !strings.Contains(h.Proof.Refused, "this host's is "+key) {
 		t.Errorf("the server knows %+v", h.Proof)
+	}
+}
+
+// A release server that knows the makers of TPMs: a key in software, or in a TPM of nobody it knows, is not believed; one in a TPM of a known maker is, and so is that TPM when it
+// was cleared. What it measures is compared with what the release must measure.
+func TestProofOfAGenuineTPM(t *testing.T) {
+	e := trusttest.Start(t)
+	maker := trusttest.NewMaker(t, "Muster")
+	r := newRig(t)
+	makers, err := trust.LoadMakers(maker.Dir(maker.Root(), maker.Between()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(r.dir, "releases")
+	if err := r.server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r.server, err = releases.New(dir, releases.Options{Prover: prover(makers), Endorser: makers.Challenge}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.server.Close() })
+	provision := func(cert []byte) {
+		t.Helper()
+		if cert != nil {
+			e.Store(trusttest.ECCCertificate, cert)
+		}
+		tpm, err := trust.OpenTPM(e.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tpm.Close()
+		if err := tpm.ProvisionKeys(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.conf = "[trust]\ntpm = \"" + e.Socket + "\"\nproof = \"" + r.http.URL + "/v1/proof\"\n"
+	number := int64(0)
+	update := func(version string) *releases.Proof {
+		t.Helper()
+		number += day
+		r.update(version, r.numbered(version, number, "", r.key))
+		h, _ := r.server.Host(strings.Repeat("ab", 16))
+		if h.Proof == nil {
+			t.Fatal("the server knows of no proof")
+		}
+		return h.Proof
+	}
+	provision(nil)
+	if p := update("2.0.0"); p.Key != "" || !strings.Contains(p.Refused, "no key is believed at first sight here") || !strings.Contains(p.Refused, "no certificate of its maker") {
+		t.Fatalf("without a certificate: %+v", p)
+	}
+	stranger := trusttest.NewMaker(t, "Stranger")
+	provision(stranger.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
+	if p := update("3.0.0"); p.Key != "" || !strings.Contains(p.Refused, "not shown to be in a TPM of a known maker") {
+		t.Fatalf("with a stranger's: %+v", p)
+	}
+	provision(maker.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
+	p := update("4.0.0")
+	if p.Key == "" || p.Refused != "" || p.TPM == nil || p.TPM.Maker != "IFX" || p.Version != "4.0.0" || p.Boot != "" {
+		t.Fatalf("with its maker's: %+v", p)
+	}
+	// What it has measured is compared with what is said of its release.
+	boots := func(version, pcr, want string) {
+		t.Helper()
+		if _, err := (&releases.Publisher{Dir: dir}).Measure(version, func(releases.PCRs) (releases.PCRs, error) { return releases.PCRs{"11": {pcr}}, nil }); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.server.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		if h, _ := r.server.Host(strings.Repeat("ab", 16)); h.Proof.Version != version || h.Proof.Words() != want {
+			t.Errorf("%s: %+v", version, h.Proof)
+		}
+	}
+	boots("4.0.0", p.PCRs["11"], "boots as released")
+	old := p.Key
+	tpm, err := linuxudstpm.Open(e.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHLockout, Auth: tpm2.PasswordAuth(nil)}}).Execute(tpm); err != nil {
+		t.Fatal(err)
+	}
+	provision(maker.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
+	if p := update("5.0.0"); p.Key == old || p.Refused != "" || p.Version != "5.0.0" {
+		t.Errorf("cleared: %+v", p)
+	}
+	boots("5.0.0", strings.Repeat("ab", 32), "differs in PCR 11")
+	e.Replace()
+	provision(maker.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
+	if p := update("6.0.0"); p.Version != "5.0.0" || !strings.Contains(p.Refused, "this host's is") {
+		t.Errorf("another TPM of the same maker: %+v", p)
 	}
 }
 

@@ -89,7 +89,7 @@ func newRig(t *testing.T) *rig {
 	if _, err := f.WriteAt(r.image("1.0.0"), r.slots["USR-A"]); err != nil {
 		t.Fatal(err)
 	}
-	if r.server, err = releases.New(filepath.Join(r.dir, "releases"), releases.Options{Prover: prover}); err != nil {
+	if r.server, err = releases.New(filepath.Join(r.dir, "releases"), releases.Options{Prover: prover(nil)}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.server.Close() })

@@ -301,31 +301,66 @@ func (g *guard) disarmed(ctx context.Context, slot string) {
 
 // sendProof sends the release server a TPM quote of this boot. That it cannot be sent stops no update.
 func (g *guard) sendProof(ctx context.Context, host, slot, version string) error {
-	base := strings.TrimSuffix(g.conf.Trust.Proof, "/") + "/" + url.PathEscape(host)
-	data, err := g.exchange(ctx, http.MethodGet, base, nil)
-	if err != nil {
-		return err
-	}
-	var q struct {
-		Nonce []byte `json:"nonce"`
-	}
-	if err := json.Unmarshal(data, &q); err != nil {
-		return fmt.Errorf("the server's nonce cannot be read: %w", err)
-	}
 	t, err := trust.OpenTPM(g.conf.Trust.TPM)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
+	key, err := t.AttestationKey()
+	if err != nil {
+		return err
+	}
+	base := strings.TrimSuffix(g.conf.Trust.Proof, "/") + "/" + url.PathEscape(host)
+	data, err := g.exchange(ctx, http.MethodGet, base+"?key="+url.QueryEscape(key), nil)
+	if err != nil {
+		return err
+	}
+	var q struct {
+		Nonce       []byte `json:"nonce"`
+		Endorsement bool   `json:"endorsement"`
+	}
+	if err := json.Unmarshal(data, &q); err != nil {
+		return fmt.Errorf("the server's nonce cannot be read: %w", err)
+	}
+	nonce := "?nonce=" + base64.RawURLEncoding.EncodeToString(q.Nonce)
 	p, err := t.Prove(trust.Claim{Host: host, Nonce: q.Nonce, Slot: slot, Version: version})
 	if err != nil {
 		return err
 	}
+	if q.Endorsement {
+		e, err := g.endorse(ctx, t, base+"/endorsement"+nonce)
+		if err != nil { // the server decides what the proof is worth without it
+			g.log.Warn("the release server cannot be shown whose TPM this is", "error", err)
+			e.Problem = omaha.Printable(err.Error())
+			e.Problem = e.Problem[:min(len(e.Problem), 200)]
+		}
+		p.Endorsement = &e
+	}
 	if data, err = json.Marshal(p); err != nil {
 		return err
 	}
-	_, err = g.exchange(ctx, http.MethodPost, base+"?nonce="+base64.RawURLEncoding.EncodeToString(q.Nonce), data)
+	_, err = g.exchange(ctx, http.MethodPost, base+nonce, data)
 	return err
+}
+
+// endorse shows the server the certificates of the TPM's maker, and that its key is in that TPM.
+func (g *guard) endorse(ctx context.Context, t *trust.TPM, url string) (trust.Endorsement, error) {
+	r, err := t.Endorsement()
+	if err != nil {
+		return trust.Endorsement{}, err
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return trust.Endorsement{}, err
+	}
+	if data, err = g.exchange(ctx, http.MethodPost, url, data); err != nil {
+		return trust.Endorsement{}, err
+	}
+	c, err := trust.DecodeChallenge(data)
+	if err != nil {
+		return trust.Endorsement{}, err
+	}
+	return t.Answer(r, c)
 }
 
 func (g *guard) exchange(ctx context.Context, method, url string, body []byte) ([]byte, error) {
@@ -345,7 +380,11 @@ func (g *guard) exchange(ctx context.Context, method, url string, body []byte) (
 		return nil, err
 	}
 	if resp.StatusCode/100 != 2 {
-		return nil, fmt.Errorf("the server answers with status %d: %s", resp.StatusCode, omaha.Printable(strings.TrimSpace(string(data[:min(len(data), 300)]))))
+		var said struct{ Error string }
+		if json.Unmarshal(data, &said) != nil || said.Error == "" {
+			said.Error = strings.TrimSpace(string(data))
+		}
+		return nil, fmt.Errorf("the server answers with status %d: %s", resp.StatusCode, omaha.Printable(said.Error[:min(len(said.Error), 300)]))
 	}
 	return data, nil
 }

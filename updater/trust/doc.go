@@ -26,7 +26,7 @@
 // # The device key and the proof of a boot
 //
 // [Device] is a key that was made in the TPM and cannot leave it, as a [crypto.Signer] for TLS. A [Proof] is a TPM quote, by a
-// second key that signs nothing but what the TPM itself says, over the PCRs, a nonce of the server, the slot and the version.
+// second key that signs nothing but what the TPM itself says, over the PCRs, a nonce of the server, the slot and the version. [Makers] says whose TPM that key is in.
 //
 // # Secrets that are sealed to PCRs
 //

@@ -36,6 +36,8 @@ type Proof struct {
 	Quote     []byte          `json:"quote"`     // TPMS_ATTEST
 	Signature []byte          `json:"signature"` // ECDSA, ASN.1
 	Key       []byte          `json:"key"`       // TPMT_PUBLIC of the attestation key
+	// Endorsement shows whose TPM the key is in. The quote is not bound to it: it is bound to the key's name.
+	Endorsement *Endorsement `json:"endorsement,omitempty"`
 }
 
 const (

@@ -82,3 +82,15 @@ func (e *Emulator) Replace() {
 	}
 	e.Power()
 }
+
+// Setup takes the power away, makes an empty TPM with swtpm_setup and these options, and starts it.
+func (e *Emulator) Setup(options ...string) {
+	e.t.Helper()
+	e.Replace()
+	e.Kill()
+	out, err := exec.Command("swtpm_setup", append([]string{"--tpm2", "--tpmstate", e.dir, "--overwrite"}, options...)...).CombinedOutput()
+	if err != nil {
+		e.t.Fatalf("swtpm_setup: %v\n%s", err, out)
+	}
+	e.Power()
+}

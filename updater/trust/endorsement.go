@@ -1,0 +1,310 @@
+package trust
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// The endorsement key is the one that a TPM's maker has put in at the factory and made a certificate for. It only decrypts, and so it proves nothing by itself; a
+// server that knows the certificate encrypts a secret to it which the TPM gives out only if it holds the attestation key too (TPM2_ActivateCredential).
+
+// What can be wrong with a TPM's endorsement.
+var (
+	// ErrNoEndorsement means that the TPM's maker has left no certificate in it.
+	ErrNoEndorsement = errors.New("the TPM holds no certificate of its maker")
+	// ErrEndorsementAuth means that the endorsement hierarchy has a password, which the daemon does not know.
+	ErrEndorsementAuth = errors.New("the TPM's endorsement hierarchy has a password")
+)
+
+// endorsementKeys are where a TPM keeps the certificates of its endorsement keys, and the templates that the keys are made by again (TCG EK Credential
+// Profile, L-2 and L-1). A TPM makes the key on a curve in no time, and takes seconds for the other.
+var endorsementKeys = []struct {
+	index    tpm2.TPMHandle
+	template tpm2.TPMTPublic
+}{
+	{0x01C0000A, tpm2.ECCEKTemplate},
+	{0x01C00002, tpm2.RSAEKTemplate},
+}
+
+// Where a TPM keeps the authorities between its certificates and the maker's root, if it does.
+const (
+	chainFirst = tpm2.TPMHandle(0x01C00100)
+	chainLast  = tpm2.TPMHandle(0x01C001FF)
+)
+
+// Bounds of what is read from a TPM and believed to be one from a host.
+const (
+	maxCertificates = 4
+	maxChain        = 8
+	maxCertificate  = 6 << 10
+)
+
+// Endorsement is what a host shows of its TPM's origin.
+type Endorsement struct {
+	Certificates [][]byte `json:"certificates,omitempty"` // of endorsement keys, DER, as the TPM holds them
+	Chain        [][]byte `json:"chain,omitempty"`        // authorities between those and the maker's root
+	Answer       []byte   `json:"answer,omitempty"`       // to the server's challenge
+	Problem      string   `json:"problem,omitempty"`      // why there is no answer
+}
+
+// EndorsementRequest asks a server for a challenge that only the TPM can answer which holds both the endorsement key and the attestation key.
+type EndorsementRequest struct {
+	Schema string `json:"schema"`
+	Key    []byte `json:"key"` // TPMT_PUBLIC of the attestation key
+	Endorsement
+}
+
+// Challenge is a secret, encrypted to an endorsement key and to the name of an attestation key.
+type Challenge struct {
+	Schema      string `json:"schema"`
+	Certificate int    `json:"certificate"` // which of the request's it is for
+	Credential  []byte `json:"credential"`  // TPMS_ID_OBJECT
+	Secret      []byte `json:"secret"`      // TPM2B_ENCRYPTED_SECRET, without its size
+}
+
+const (
+	endorsementSchema = "flipside.endorsement/v1"
+	challengeSchema   = "flipside.challenge/v1"
+)
+
+// Endorsement reads the certificates of the TPM's endorsement keys, for a server that wants to know whose TPM this is. ErrNoEndorsement means that there are none.
+func (t *TPM) Endorsement() (EndorsementRequest, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k, err := t.key(attestationHandle, true)
+	if err != nil {
+		return EndorsementRequest{}, fmt.Errorf("the TPM's endorsement: %w", err)
+	}
+	r := EndorsementRequest{Schema: endorsementSchema, Key: tpm2.Marshal(k.area)}
+	for _, e := range endorsementKeys {
+		data, err := t.readWhole(e.index)
+		if err != nil {
+			return r, err
+		}
+		if cert, _ := nextDER(data); cert != nil {
+			r.Certificates = append(r.Certificates, cert)
+		}
+	}
+	if len(r.Certificates) == 0 {
+		return r, fmt.Errorf("%w at NV index %#x or %#x", ErrNoEndorsement, uint32(endorsementKeys[0].index), uint32(endorsementKeys[1].index))
+	}
+	if r.Chain, err = t.chain(); err != nil {
+		return r, err
+	}
+	return r, nil
+}
+
+// readWhole reads an NV index that anybody may read; nil if it is not there.
+func (t *TPM) readWhole(h tpm2.TPMHandle) ([]byte, error) {
+	doing := fmt.Sprintf("reading NV index %#x", uint32(h))
+	rsp, err := tpm2.NVReadPublic{NVIndex: h}.Execute(t.t)
+	if absent(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, explain(doing, err)
+	}
+	pub, err := rsp.NVPublic.Contents()
+	if err != nil {
+		return nil, explain(doing, err)
+	}
+	if !pub.Attributes.Written || pub.DataSize > maxCertificate {
+		return nil, nil
+	}
+	const atOnce = 512 // what every TPM gives out in one answer
+	data := make([]byte, 0, pub.DataSize)
+	for len(data) < int(pub.DataSize) {
+		rsp, err := tpm2.NVRead{
+			AuthHandle: plain(h, rsp.NVName), NVIndex: tpm2.NamedHandle{Handle: h, Name: rsp.NVName},
+			Size: uint16(min(atOnce, int(pub.DataSize)-len(data))), Offset: uint16(len(data)),
+		}.Execute(t.t)
+		if err != nil {
+			return nil, explain(doing, err)
+		}
+		if len(rsp.Data.Buffer) == 0 {
+			return nil, fmt.Errorf("%s: %w: it gives out nothing", doing, ErrTPM)
+		}
+		data = append(data, rsp.Data.Buffer...)
+	}
+	return data, nil
+}
+
+// chain reads the authorities that a maker has left beside the certificates. They are written one after the other, over the borders of the indices.
+func (t *TPM) chain() (list [][]byte, err error) {
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(chainFirst), PropertyCount: 2 * maxChain}.Execute(t.t)
+	if err != nil {
+		return nil, explain("listing NV indices", err)
+	}
+	handles, err := rsp.CapabilityData.Data.Handles()
+	if err != nil {
+		return nil, explain("listing NV indices", err)
+	}
+	var data []byte
+	for _, h := range handles.Handle {
+		if h < chainFirst || h > chainLast {
+			continue
+		}
+		part, err := t.readWhole(h)
+		if err != nil {
+			return nil, err
+		}
+		data = append(data, part...)
+	}
+	for len(list) < maxChain {
+		var cert []byte
+		if cert, data = nextDER(data); cert == nil {
+			break
+		}
+		list = append(list, cert)
+	}
+	return list, nil
+}
+
+// nextDER splits off the first DER sequence. What follows a certificate in an NV index may be filling.
+func nextDER(data []byte) (first, rest []byte) {
+	var raw asn1.RawValue
+	rest, err := asn1.Unmarshal(data, &raw)
+	if err != nil || raw.Class != asn1.ClassUniversal || raw.Tag != asn1.TagSequence {
+		return nil, nil
+	}
+	return raw.FullBytes, rest
+}
+
+// Answer answers a server's challenge to a request. It takes seconds on some TPMs, which make the endorsement key anew for it.
+func (t *TPM) Answer(r EndorsementRequest, c Challenge) (Endorsement, error) {
+	fail := func(err error) (Endorsement, error) {
+		return Endorsement{}, fmt.Errorf("answering the challenge for the TPM's endorsement: %w", err)
+	}
+	if c.Certificate < 0 || c.Certificate >= len(r.Certificates) {
+		return fail(fmt.Errorf("it is for certificate %d of %d", c.Certificate, len(r.Certificates)))
+	}
+	_, key, err := parseEndorsement(r.Certificates[c.Certificate])
+	if err != nil {
+		return fail(err)
+	}
+	area, err := endorsementArea(key)
+	if err != nil {
+		return fail(err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k, err := t.key(attestationHandle, true)
+	if err != nil {
+		return fail(err)
+	}
+	template := tpm2.ECCEKTemplate
+	if area.Type == tpm2.TPMAlgRSA {
+		template = tpm2.RSAEKTemplate
+	}
+	made, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)}, InPublic: tpm2.New2B(template),
+	}.Execute(t.t)
+	if err != nil {
+		return fail(explainEndorsement("making the endorsement key", err))
+	}
+	defer tpm2.FlushContext{FlushHandle: made.ObjectHandle}.Execute(t.t)
+	if got, err := made.OutPublic.Contents(); err != nil || !bytes.Equal(tpm2.Marshal(*got), tpm2.Marshal(area)) {
+		return fail(fmt.Errorf("%w: the certificate is for another key than the TPM's endorsement key", ErrForeign))
+	}
+	policy := tpm2.Policy(tpm2.TPMAlgSHA256, 16, func(tpm transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
+		_, err := tpm2.PolicySecret{
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)}, PolicySession: session, NonceTPM: nonce,
+		}.Execute(tpm)
+		return err
+	})
+	rsp, err := tpm2.ActivateCredential{
+		ActivateHandle: plain(k.handle, k.name),
+		KeyHandle:      tpm2.AuthHandle{Handle: made.ObjectHandle, Name: made.Name, Auth: policy},
+		CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Credential}, Secret: tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
+	}.Execute(t.t)
+	if err != nil {
+		return fail(explainEndorsement("reading the challenge", err))
+	}
+	e := r.Endorsement
+	e.Answer = rsp.CertInfo.Buffer
+	return e, nil
+}
+
+func explainEndorsement(doing string, err error) error {
+	if err = explain(doing, err); errors.Is(err, ErrOwnerAuth) {
+		return fmt.Errorf("%s: %w; without it the maker's certificate proves nothing to the server", doing, ErrEndorsementAuth)
+	}
+	return err
+}
+
+// endorsementArea is the public area that a TPM has for an endorsement key.
+func endorsementArea(key crypto.PublicKey) (tpm2.TPMTPublic, error) {
+	switch key := key.(type) {
+	case *ecdsa.PublicKey:
+		raw, err := key.Bytes()
+		if err != nil || len(raw) != 65 {
+			return tpm2.TPMTPublic{}, fmt.Errorf("an endorsement key on %s; one on P-256 is understood", key.Curve.Params().Name)
+		}
+		area := tpm2.ECCEKTemplate
+		area.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+			X: tpm2.TPM2BECCParameter{Buffer: raw[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: raw[33:]},
+		})
+		return area, nil
+	case *rsa.PublicKey:
+		if key.N.BitLen() != 2048 || key.E != 65537 {
+			return tpm2.TPMTPublic{}, fmt.Errorf("an RSA endorsement key of %d bits with exponent %d; 2048 bits with 65537 are understood", key.N.BitLen(), key.E)
+		}
+		area := tpm2.RSAEKTemplate
+		area.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: key.N.Bytes()})
+		return area, nil
+	}
+	return tpm2.TPMTPublic{}, fmt.Errorf("an endorsement key of type %T", key)
+}
+
+var (
+	oidOAEP = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
+	oidSAN  = asn1.ObjectIdentifier{2, 5, 29, 17}
+)
+
+// parseEndorsement reads a certificate of an endorsement key. Some makers say that the key is for RSAES-OAEP, which the library leaves for others to read.
+func parseEndorsement(der []byte) (*x509.Certificate, crypto.PublicKey, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the certificate of an endorsement key: %w", err)
+	}
+	if cert.PublicKey != nil {
+		return cert, cert.PublicKey, nil
+	}
+	var info struct {
+		Algorithm struct {
+			Algorithm  asn1.ObjectIdentifier
+			Parameters asn1.RawValue `asn1:"optional"`
+		}
+		Key asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(cert.RawSubjectPublicKeyInfo, &info); err != nil || !info.Algorithm.Algorithm.Equal(oidOAEP) {
+		return nil, nil, errors.New("reading the certificate of an endorsement key: its key is of a kind that is not understood")
+	}
+	key, err := x509.ParsePKCS1PublicKey(info.Key.RightAlign())
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the certificate of an endorsement key: %w", err)
+	}
+	return cert, key, nil
+}
+
+// DecodeChallenge reads a server's challenge.
+func DecodeChallenge(data []byte) (Challenge, error) {
+	var c Challenge
+	if err := json.Unmarshal(data, &c); err != nil {
+		return c, fmt.Errorf("the challenge cannot be read: %w", err)
+	}
+	if c.Schema != challengeSchema {
+		return c, fmt.Errorf("the challenge has schema %q, want %q", c.Schema, challengeSchema)
+	}
+	return c, nil
+}

@@ -1,0 +1,364 @@
+package trust
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/flipside-linux/flipside/updater/trust/trusttest"
+)
+
+var testNonce = bytes.Repeat([]byte{7}, 32)
+
+func makers(t *testing.T, dir string) *Makers {
+	t.Helper()
+	m, err := LoadMakers(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// enrol goes through the exchange of a host and a server: request, challenge, answer, proof, as they travel.
+func enrol(t *testing.T, tpm *TPM, m *Makers) (Maker, error) {
+	t.Helper()
+	r, err := tpm.Endorsement()
+	if err != nil {
+		return Maker{}, err
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err = m.Challenge(testNonce, data); err != nil {
+		return Maker{}, err
+	}
+	c, err := DecodeChallenge(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := tpm.Answer(r, c)
+	if err != nil {
+		return Maker{}, err
+	}
+	p := prove(t, tpm)
+	p.Endorsement = &e
+	if data, err = json.Marshal(p); err != nil {
+		t.Fatal(err)
+	}
+	p, _, err = CheckProof(data, "abcd", testNonce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.Check(p)
+}
+
+func prove(t *testing.T, tpm *TPM) Proof {
+	t.Helper()
+	p, err := tpm.Prove(Claim{Host: "abcd", Nonce: testNonce, Slot: "USR-B", Version: "2.0.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// keyed is an emulator with an attestation key.
+func keyed(t *testing.T) (*trusttest.Emulator, *TPM) {
+	t.Helper()
+	e := trusttest.Start(t)
+	tpm := openTPM(t, e)
+	if err := tpm.ProvisionKeys(nil); err != nil {
+		t.Fatal(err)
+	}
+	return e, tpm
+}
+
+// A TPM of a known maker is known by its certificate, wherever the authorities between are, and stays the same one when its owner's keys are new.
+func TestEndorsement(t *testing.T) {
+	maker := trusttest.NewMaker(t, "Muster")
+	for _, tt := range []struct {
+		name  string
+		index uint32
+		chain bool
+		dir   string
+	}{
+		{"a key on a curve", trusttest.ECCCertificate, false, maker.Dir(maker.Root(), maker.Between())},
+		{"an RSA key", trusttest.RSACertificate, false, maker.Dir(maker.Between(), maker.Root())},
+		{"an authority in the TPM", trusttest.ECCCertificate, true, maker.Dir(maker.Root())},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e, tpm := keyed(t)
+			if _, err := tpm.Endorsement(); !errors.Is(err, ErrNoEndorsement) {
+				t.Fatalf("a TPM without a certificate: %v", err)
+			}
+			key := e.EndorsementKey(tt.index)
+			e.Store(tt.index, append(maker.Certify(key, nil), make([]byte, 600)...)) // filled up, as some are
+			if tt.chain {
+				half := len(maker.Between()) / 2
+				e.Store(trusttest.FirstAuthority, maker.Between()[:half])
+				e.Store(trusttest.FirstAuthority+1, maker.Between()[half:])
+			}
+			print, err := Fingerprint(key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := Maker{Maker: "IFX", Model: "SLB9670", Issuer: "Muster authority", Key: print}
+			if got, err := enrol(t, tpm, makers(t, tt.dir)); err != nil || got != want {
+				t.Fatalf("%+v, %v; want %+v", got, err, want)
+			}
+			old, err := tpm.AttestationKey()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Cleared: the owner's keys are new, the maker's stays. The NV indices that a maker defines stay too; these here are the owner's.
+			if _, err := (tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHLockout, Auth: tpm2.PasswordAuth(nil)}}).Execute(tpm.t); err != nil {
+				t.Fatal(err)
+			}
+			if err := tpm.ProvisionKeys(nil); err != nil {
+				t.Fatal(err)
+			}
+			e.Store(tt.index, maker.Certify(key, nil))
+			if tt.chain {
+				e.Store(trusttest.FirstAuthority, maker.Between())
+			}
+			if now, err := tpm.AttestationKey(); err != nil || now == old {
+				t.Errorf("a cleared TPM has its old key: %v", err)
+			}
+			if got, err := enrol(t, tpm, makers(t, tt.dir)); err != nil || got != want {
+				t.Errorf("cleared: %+v, %v; want %+v", got, err, want)
+			}
+		})
+	}
+}
+
+// What shows nothing about a TPM's maker.
+func TestEndorsementIsRefused(t *testing.T) {
+	maker, stranger := trusttest.NewMaker(t, "Muster"), trusttest.NewMaker(t, "Stranger")
+	known := maker.Dir(maker.Root(), maker.Between())
+	e, tpm := keyed(t)
+	key := e.EndorsementKey(trusttest.ECCCertificate)
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	big, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		cert []byte
+		want error
+		says string
+	}{
+		{"a maker that nobody knows", stranger.Certify(key, nil), ErrUnknownMaker, "unknown authority"},
+		{"the certificate of another TPM", maker.Certify(other.Public(), nil), ErrForeign, "for another key"},
+		{"a certificate that has ended", maker.Certify(key, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), ErrUnknownMaker, "expired"},
+		{"a certificate for something else", maker.Certify(key, func(c *x509.Certificate) {
+			c.UnknownExtKeyUsage = []asn1.ObjectIdentifier{{2, 23, 133, 8, 2}}
+		}), ErrUnknownMaker, "not for an endorsement key"},
+		{"an authority's certificate", maker.Certify(key, func(c *x509.Certificate) { c.IsCA = true }), ErrUnknownMaker, "authority's"},
+		{"an extension that nobody understands", maker.Certify(key, func(c *x509.Certificate) {
+			x := c.ExtraExtensions[0]
+			x.Id = asn1.ObjectIdentifier{2, 5, 29, 99}
+			c.ExtraExtensions = append(c.ExtraExtensions, x)
+		}), ErrUnknownMaker, "unhandled critical extension"},
+		{"a key of another kind", maker.Certify(big.Public(), nil), ErrUnknownMaker, "P-384"},
+		{"no certificate", []byte("\x00\x01\x02"), ErrNoEndorsement, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e.Store(trusttest.ECCCertificate, tt.cert)
+			if who, err := enrol(t, tpm, makers(t, known)); !errors.Is(err, tt.want) || !strings.Contains(fmt.Sprint(err), tt.says) {
+				t.Errorf("%+v, %v; want %v: %s", who, err, tt.want, tt.says)
+			}
+		})
+	}
+
+	e.Store(trusttest.ECCCertificate, maker.Certify(key, nil))
+	m := makers(t, known)
+	r, err := tpm.Endorsement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	challenge := func(nonce []byte, r EndorsementRequest) Challenge {
+		t.Helper()
+		data, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data, err = m.Challenge(nonce, data); err != nil {
+			t.Fatal(err)
+		}
+		c, err := DecodeChallenge(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	good, err := tpm.Answer(r, challenge(testNonce, r))
+	if err != nil {
+		t.Fatal(err)
+	}
+	late, err := tpm.Answer(r, challenge(bytes.Repeat([]byte{8}, 32), r))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A key outside, for which a genuine TPM is to vouch: the TPM gives the secret out for a key that it holds and for no other.
+	outside := prove(t, tpm)
+	forge(t, &outside)
+	theirs := r
+	theirs.Key = outside.Key
+	if _, err := tpm.Answer(theirs, challenge(testNonce, theirs)); err == nil {
+		t.Error("a genuine TPM vouches for a key outside of it")
+	}
+	device := r
+	device.Key = deviceArea(t, tpm)
+	if data, err := json.Marshal(device); err != nil {
+		t.Fatal(err)
+	} else if _, err := m.Challenge(testNonce, data); err == nil {
+		t.Error("a challenge for a key that signs anything")
+	}
+	for name, tt := range map[string]struct {
+		p Proof
+		e *Endorsement
+	}{
+		"nothing":                          {prove(t, tpm), nil},
+		"a problem":                        {prove(t, tpm), &Endorsement{Problem: "no TPM"}},
+		"no answer":                        {prove(t, tpm), &Endorsement{Certificates: good.Certificates}},
+		"the answer to another nonce":      {prove(t, tpm), &late},
+		"another TPM's answer, a software": {outside, &good},
+		"an answer with another certificate": {prove(t, tpm), &Endorsement{
+			Certificates: [][]byte{maker.Certify(other.Public(), nil)}, Answer: good.Answer}},
+		"a stranger's certificate": {prove(t, tpm), &Endorsement{Certificates: [][]byte{stranger.Certify(key, nil)}, Answer: good.Answer}},
+		"too many certificates": {prove(t, tpm), &Endorsement{
+			Certificates: [][]byte{good.Certificates[0], {1}, {2}, {3}, {4}}, Answer: good.Answer}},
+	} {
+		tt.p.Endorsement = tt.e
+		if who, err := m.Check(tt.p); !errors.Is(err, ErrUnknownMaker) {
+			t.Errorf("%s: %+v, %v", name, who, err)
+		}
+	}
+	p := prove(t, tpm)
+	p.Endorsement = &good
+	if _, err := m.Check(p); err != nil {
+		t.Errorf("and the right one: %v", err)
+	}
+	if _, err := makers(t, known).Check(p); !errors.Is(err, ErrUnknownMaker) {
+		t.Errorf("another server takes it too: %v", err)
+	}
+
+	// A password for the endorsement hierarchy: there is nothing to be done without it.
+	if _, err := (tpm2.HierarchyChangeAuth{
+		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)}, NewAuth: tpm2.TPM2BAuth{Buffer: []byte("secret")},
+	}).Execute(tpm.t); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := enrol(t, tpm, m); !errors.Is(err, ErrEndorsementAuth) {
+		t.Errorf("with a password: %v", err)
+	}
+}
+
+// Makers that cannot be read are an error, with the file's name.
+func TestLoadMakers(t *testing.T) {
+	maker := trusttest.NewMaker(t, "Muster")
+	for name, tt := range map[string]struct{ file, data, want string }{
+		"DER":               {"root.cer", string(maker.Root()), ""},
+		"rubbish":           {"root.pem", "hello", "root.pem: it holds no certificate"},
+		"bad DER":           {"root.der", "\x30\x03\x01\x01", "root.der"},
+		"an authority only": {"a.der", string(maker.Between()), "none that is signed by itself"},
+		"a hidden file":     {".root.cer", string(maker.Root()), "none that is signed by itself"},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, tt.file), []byte(tt.data), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadMakers(dir); (tt.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		}
+	}
+	if _, err := LoadMakers(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// The certificate that swtpm's own authority makes and puts where a maker does, in an index of the platform.
+func TestEndorsementBySwtpm(t *testing.T) {
+	for _, tool := range []string{"swtpm_setup", "swtpm_localca"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed (apt-get install swtpm-tools)", tool)
+		}
+	}
+	e := trusttest.Start(t)
+	dir := t.TempDir()
+	ca, err := exec.LookPath("swtpm_localca")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	conf := file("setup.conf", fmt.Sprintf("create_certs_tool=%s\ncreate_certs_tool_config=%s\ncreate_certs_tool_options=%s\n", ca,
+		file("localca.conf", fmt.Sprintf("statedir=%s\nsigningkey=%[1]s/key.pem\nissuercert=%[1]s/issuer.pem\ncertserial=%[1]s/serial\n", dir)),
+		file("localca.options", "--platform-manufacturer Muster\n--platform-version 1\n--platform-model M\n")))
+	e.Setup("--config", conf, "--create-ek-cert")
+	tpm := openTPM(t, e)
+	if err := tpm.ProvisionKeys(nil); err != nil {
+		t.Fatal(err)
+	}
+	roots := t.TempDir()
+	for _, name := range []string{"issuer.pem", "swtpm-localca-rootca-cert.pem"} {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(roots, name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	who, err := enrol(t, tpm, makers(t, roots))
+	if err != nil || who.Model != "swtpm" || who.Issuer != "swtpm-localca" {
+		t.Errorf("%+v, %v", who, err)
+	}
+}
+
+func FuzzEndorsement(f *testing.F) {
+	maker := trusttest.NewMaker(f, "Muster")
+	m, err := LoadMakers(maker.Dir(maker.Root()))
+	if err != nil {
+		f.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(maker.Certify(key.Public(), nil), maker.Between())
+	f.Add([]byte{0x30, 0}, []byte{})
+	f.Fuzz(func(t *testing.T, cert, between []byte) {
+		e := Endorsement{Certificates: [][]byte{cert}, Chain: [][]byte{between}}
+		if c, err := m.choose(e); err == nil {
+			if _, err := endorsementArea(c.key); err != nil {
+				t.Fatal("a key that no TPM has was chosen")
+			}
+			madeBy(c.cert)
+		}
+		nextDER(cert)
+	})
+}
