@@ -131,18 +131,22 @@ Exit status: 0 nothing stops it, 4 a release waits for a reboot, 5 a gate is aga
 			}
 			if a.json {
 				err = a.printJSON(struct {
-					Schema  string          `json:"schema"`
-					Why     string          `json:"why"`
-					Phase   updater.Phase   `json:"phase"`
-					Blocked bool            `json:"blocked"`
-					Gates   []reboot.Answer `json:"gates"`
-				}{"flipside.why/v1", st.Why, st.Phase, st.Blocked, append([]reboot.Answer{}, against...)})
+					Schema   string          `json:"schema"`
+					Why      string          `json:"why"`
+					Phase    updater.Phase   `json:"phase"`
+					Blocked  bool            `json:"blocked"`
+					Gates    []reboot.Answer `json:"gates"`
+					Warnings []string        `json:"warnings,omitempty"`
+				}{"flipside.why/v1", st.Why, st.Phase, st.Blocked, append([]reboot.Answer{}, against...), st.Warnings})
 			} else {
 				s := a.pen()
 				fmt.Fprintln(a.stdout, s.paint(bold, s.wrap(st.Why, 0)))
 				for _, g := range against {
 					fmt.Fprintln(a.stdout)
 					printGate(a.stdout, s, g, time.Now())
+				}
+				for _, w := range st.Warnings {
+					fmt.Fprintf(a.stdout, "\n%s\n", s.wrap("warning: "+w, 0))
 				}
 			}
 			if err != nil {

@@ -128,6 +128,9 @@ func readTrust(c config.Config, now time.Time) (trustStatus, error) {
 		if key, err := t.AttestationKey(); err == nil { // without one it proves nothing
 			st.Boots = key
 		}
+		if _, err := t.PCRs(trust.ProofPCRs); errors.Is(err, trust.ErrNoBank) {
+			st.Warnings = append(st.Warnings, "no boot can be proven, and no policy for further PCRs judged: "+err.Error())
+		}
 		if err := t.Close(); err != nil {
 			return st, err
 		}

@@ -63,6 +63,22 @@ func TestTrustSeal(t *testing.T) {
 	}
 }
 
+// What a TPM cannot do is said by "trust status".
+func TestTrustStatusWithoutSHA256(t *testing.T) {
+	e := trusttest.Start(t)
+	e.WithoutSHA256()
+	conf := filepath.Join(t.TempDir(), "flipside.toml")
+	if err := os.WriteFile(conf, []byte(fmt.Sprintf("[update]\nserver = \"https://updates.example/\"\n[trust]\ntpm = %q\n", e.Socket)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+	a.run(t.Context(), []string{"--config", conf, "trust", "status"})
+	if !strings.Contains(out.String(), "no SHA-256 bank of PCRs; the firmware's settings switch it on") {
+		t.Errorf("%s%s", &out, &errs)
+	}
+}
+
 func TestTrustCommand(t *testing.T) {
 	e := trusttest.Start(t)
 	dir := t.TempDir()

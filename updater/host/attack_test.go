@@ -695,3 +695,55 @@ func TestNextSlotsPCRPolicy(t *testing.T) {
 		}
 	}
 }
+
+// A TPM without a SHA-256 bank: a release whose policy would have to be compared with its PCRs is set aside once, with the reason, and not tried again for ever. That no boot is proven either
+// is said where people look.
+func TestNoSHA256Bank(t *testing.T) {
+	e := trusttest.Start(t)
+	e.WithoutSHA256()
+	r := newRig(t)
+	r.bootDir()
+	pcrKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(&pcrKey.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("pcr.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	r.conf = fmt.Sprintf("[trust]\ntpm = %q\nproof = \"https://updates.example/v1/proof\"\npcr_keys = [%q]\n", e.Socket, filepath.Join(r.dir, "pcr.pem"))
+	linux := trusttest.Section{Name: ".linux", Data: []byte("kernel")}
+	k, err := trust.ReadKernel(bytes.NewReader(trusttest.Kernel(linux)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := k.At(trust.DefaultPhase)
+	sigs, err := trust.SignPCRs(pcrKey, map[uint][]byte{7: make([]byte, 32), 11: at[:]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel := trusttest.Kernel(linux, trusttest.Section{Name: ".pcrsig", Data: sigs})
+	kernel = append(kernel, make([]byte, (4096-len(kernel)%4096)%4096)...)
+	img := r.image("2.0.0")
+	r.publish("2.0.0", r.bundle(build.Image{Name: "usr", Data: bytes.NewReader(img), Size: int64(len(img))}, kernel))
+	slot, _ := r.boot()
+	st, rebooted := r.run(slot, func(st updater.Status) bool { return settled(st) && strings.Contains(st.LastError, "no SHA-256 bank") })
+	if rebooted {
+		t.Fatal("the release was taken")
+	}
+	if !strings.Contains(st.LastError, errSecrets.Error()) || r.slot("USR-B").Bootable() {
+		t.Errorf("%q, %+v", st.LastError, r.slot("USR-B"))
+	}
+	if _, aside := st.Quarantine["2.0.0"]; !aside {
+		t.Errorf("it is not set aside: %+v", st.Quarantine)
+	}
+	w := tpmWarnings(r.config(slot))
+	if len(w) != 1 || !strings.Contains(w[0], "trust.proof and trust.pcr_keys cannot work here") || !strings.Contains(w[0], "no SHA-256 bank") {
+		t.Errorf("%q", w)
+	}
+	e.Kill()
+	if w := tpmWarnings(r.config(slot)); len(w) > 0 { // it may answer later
+		t.Errorf("a TPM without power: %q", w)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +28,8 @@ type operator struct {
 	load   func() (config.Config, error) // for a reload; nil if there is none
 	reload func()                        // asks for it
 	now    func() time.Time
+
+	tpmWarnings []string
 
 	keysMu      sync.Mutex // what was last seen of the pinned keys
 	keysAt      time.Time
@@ -62,6 +65,7 @@ func (d *operator) Status(ctx context.Context) (updater.Status, <-chan struct{})
 	st, changed := d.engine.Status(ctx)
 	st.Channel, st.Pin = d.target.get()
 	st.Warnings, st.KeysEnd = d.keys()
+	st.Warnings = slices.Concat(d.tpmWarnings, st.Warnings)
 	if st.Phase != updater.Idle {
 		return st, changed
 	}

@@ -104,7 +104,7 @@ func runUntil(ctx context.Context, c config.Config, log *slog.Logger, ready chan
 	if err != nil {
 		return err
 	}
-	d := &operator{engine: e, conf: c, target: goal, load: load, reload: reload, now: time.Now}
+	d := &operator{engine: e, conf: c, target: goal, load: load, reload: reload, now: time.Now, tpmWarnings: tpmWarnings(c)}
 	if in, ok := e.Installer.(*installer); ok {
 		d.mayGoBack = in.mayGoBack
 	}

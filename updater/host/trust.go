@@ -73,6 +73,29 @@ func Keys(c config.Config, floor int64) (*trust.Keys, error) {
 	return trust.LoadKeys(c.Update.Keys, trust.KeyPolicy{Signatures: c.Trust.Signatures, Development: c.Trust.Development, Floor: floor})
 }
 
+// tpmWarnings says what the host's TPM cannot do and its configuration asks for. It does not change before the next boot.
+func tpmWarnings(c config.Config) []string {
+	var wants []string
+	if c.Trust.Proof != "" {
+		wants = append(wants, "trust.proof")
+	}
+	if len(c.Trust.PCRKeys) > 0 {
+		wants = append(wants, "trust.pcr_keys")
+	}
+	if len(wants) == 0 {
+		return nil
+	}
+	t, err := trust.OpenTPM(c.Trust.TPM)
+	if err == nil {
+		defer t.Close()
+		_, err = t.PCRs(trust.ProofPCRs)
+	}
+	if errors.Is(err, trust.ErrNoBank) || errors.Is(err, trust.ErrNoTPM) && c.Trust.Proof != "" {
+		return []string{fmt.Sprintf("%s cannot work here: %v", strings.Join(wants, " and "), err)}
+	}
+	return nil
+}
+
 // options says which payloads are believed.
 func (g *guard) options(ctx context.Context) (payload.Options, error) {
 	if g.owed != [2]string{} {

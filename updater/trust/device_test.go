@@ -1,10 +1,12 @@
 package trust
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -283,4 +285,35 @@ func FuzzProof(f *testing.F) {
 			t.Fatal("a proof of nothing holds")
 		}
 	})
+}
+
+// A TPM whose SHA-256 bank is off proves nothing and says so for good, also where a policy names a PCR that would have to be read.
+func TestNoSHA256Bank(t *testing.T) {
+	e := trusttest.Start(t)
+	e.WithoutSHA256()
+	tpm := openTPM(t, e)
+	if err := tpm.ProvisionKeys(nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tpm.PCRs(ProofPCRs); !errors.Is(err, ErrNoBank) || errors.Is(err, ErrTPM) {
+		t.Errorf("reading: %v", err)
+	}
+	if _, err := tpm.Prove(Claim{Host: "a", Nonce: make([]byte, 16), Slot: "USR-A", Version: "1"}); !errors.Is(err, ErrNoBank) {
+		t.Errorf("proving: %v", err)
+	}
+	key := rsaKey(t)
+	at := readKernel(t, unified("2", nil)).At(DefaultPhase)
+	sigs, err := SignPCRs(key, map[uint][]byte{11: at[:], 7: make([]byte, 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := PCRKeys{Keys: []*rsa.PublicKey{&key.PublicKey}, Current: tpm.PCRs}
+	if err := keys.Check(bytes.NewReader(unified("2", sigs)), nil); !errors.Is(err, ErrUnpredictable) || !errors.Is(err, ErrNoBank) {
+		t.Errorf("judging a policy: %v", err)
+	}
+	// The floor needs no PCRs.
+	if err := tpm.Provision(nil, 3*day); err != nil {
+		t.Error(err)
+	}
+	wantFloor(t, tpm, 3*day)
 }

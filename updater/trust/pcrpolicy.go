@@ -129,7 +129,7 @@ func (k Kernel) At(phase string) [sha256.Size]byte {
 // PCRSignature is one policy that was authorised: that some PCRs have some values.
 type PCRSignature struct {
 	PCRs        []uint   `json:"pcrs"`
-	Fingerprint hexBytes `json:"pkfp"` // SHA-256 of the key's SubjectPublicKeyInfo
+	Fingerprint hexBytes `json:"pkfp"` // SHA-256 of the key as PKCS #1 writes it, which is how systemd names it
 	Policy      hexBytes `json:"pol"`  // digest of PolicyPCR for these values
 	Signature   []byte   `json:"sig"`  // RSASSA-PKCS1-v1_5 with SHA-256, of the policy
 }
@@ -174,13 +174,10 @@ func SignPCRs(key crypto.Signer, values ...map[uint][]byte) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("signing PCRs: a key of type %T; TPM policies are signed with RSA", key.Public())
 	}
-	print, err := keyPrint(pub)
-	if err != nil {
-		return nil, err
-	}
+	var err error
 	f := signatureFile{SHA256: []PCRSignature{}}
 	for _, v := range values {
-		s := PCRSignature{Fingerprint: print}
+		s := PCRSignature{Fingerprint: keyPrint(pub)}
 		for n := range v {
 			s.PCRs = append(s.PCRs, n)
 		}
@@ -197,13 +194,9 @@ func SignPCRs(key crypto.Signer, values ...map[uint][]byte) ([]byte, error) {
 	return json.Marshal(f)
 }
 
-func keyPrint(pub *rsa.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(der)
-	return sum[:], nil
+func keyPrint(pub *rsa.PublicKey) []byte {
+	sum := sha256.Sum256(x509.MarshalPKCS1PublicKey(pub))
+	return sum[:]
 }
 
 // pcrPolicy is the digest of a policy session after PolicyPCR for these values (TPM 2.0 part 3, TPM2_PolicyPCR).
@@ -235,12 +228,9 @@ func pcrSelection(list []uint) tpm2.TPMLPCRSelection {
 }
 
 // valid returns the signatures that are by one of the keys.
-func valid(sigs []PCRSignature, keys []*rsa.PublicKey) (list []PCRSignature, err error) {
+func valid(sigs []PCRSignature, keys []*rsa.PublicKey) (list []PCRSignature) {
 	for _, key := range keys {
-		print, err := keyPrint(key)
-		if err != nil {
-			return nil, err
-		}
+		print := keyPrint(key)
 		for _, s := range sigs {
 			sum := sha256.Sum256(s.Policy)
 			if bytes.Equal(s.Fingerprint, print) && len(s.PCRs) > 0 && rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], s.Signature) == nil {
@@ -248,7 +238,7 @@ func valid(sigs []PCRSignature, keys []*rsa.PublicKey) (list []PCRSignature, err
 			}
 		}
 	}
-	return list, nil
+	return list
 }
 
 // PCRKeys are the keys that a host's secrets are sealed to, by way of TPM2_PolicyAuthorize.
@@ -302,10 +292,7 @@ func (p PCRKeys) Check(kernel io.ReaderAt, signatures []byte) error {
 	case len(all) == 0:
 		return fmt.Errorf("%w: the release has no signed PCR policy (section .pcrsig)", ErrShut)
 	}
-	ours, err := valid(all, p.Keys)
-	if err != nil {
-		return err
-	}
+	ours := valid(all, p.Keys)
 	if len(ours) == 0 {
 		return fmt.Errorf("%w: none of its %d PCR policies is signed by a key of this host", ErrShut, len(all))
 	}
@@ -344,7 +331,7 @@ func (p PCRKeys) Check(kernel io.ReaderAt, signatures []byte) error {
 		}
 	}
 	switch {
-	case errors.Is(unknown, ErrNoTPM):
+	case errors.Is(unknown, ErrNoTPM), errors.Is(unknown, ErrNoBank): // no later try will find another answer
 		return fmt.Errorf("%w: %w", ErrUnpredictable, unknown)
 	case unknown != nil:
 		return fmt.Errorf("reading the PCRs that stay as they are: %w", unknown)
@@ -521,10 +508,7 @@ func (t *TPM) Unseal(s Sealed, signatures []byte) ([]byte, error) {
 	if err != nil {
 		return fail(err)
 	}
-	ours, err := valid(all, []*rsa.PublicKey{key})
-	if err != nil {
-		return fail(err)
-	}
+	ours := valid(all, []*rsa.PublicKey{key})
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	parent, err := t.storage(nil)

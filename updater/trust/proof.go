@@ -83,6 +83,9 @@ func (t *TPM) Prove(c Claim) (Proof, error) {
 	if err != nil {
 		return Proof{}, fmt.Errorf("proving the boot: %w", err)
 	}
+	if _, err := t.pcrs(ProofPCRs); err != nil { // a quote of a bank that is not there is one of nothing
+		return Proof{}, fmt.Errorf("proving the boot: %w", err)
+	}
 	p := Proof{Schema: proofSchema, Claim: c, Key: tpm2.Marshal(k.area)}
 	extra := c.digest()
 	sel := tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(ProofPCRs...)}}}
@@ -115,11 +118,14 @@ func (t *TPM) pcrs(list []uint) (map[uint][]byte, error) {
 		rsp, err := tpm2.PCRRead{PCRSelectionIn: tpm2.TPMLPCRSelection{
 			PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(part...)}},
 		}}.Execute(t.t)
+		if errors.Is(err, tpm2.TPMRCHash) { // it does not know the hash at all
+			return nil, ErrNoBank
+		}
 		if err != nil {
 			return nil, explain("reading the PCRs", err)
 		}
 		if len(rsp.PCRValues.Digests) != len(part) {
-			return nil, fmt.Errorf("%w: it has no SHA-256 bank of PCRs", ErrTPM)
+			return nil, ErrNoBank
 		}
 		for i, n := range slices.Sorted(slices.Values(part)) {
 			values[n] = rsp.PCRValues.Digests[i].Buffer

@@ -22,6 +22,8 @@ var (
 	ErrLocked      = errors.New("the TPM is locked out after too many wrong passwords")
 	ErrForeign     = errors.New("the TPM holds something else in this place")
 	ErrNotPrepared = errors.New("the TPM is not provisioned")
+	// ErrNoBank is final: the banks of a TPM change with its firmware's settings, and a restart.
+	ErrNoBank = errors.New("the TPM has no SHA-256 bank of PCRs; the firmware's settings switch it on, or tpm2_pcrallocate sha256:all and a restart")
 )
 
 // DefaultDevice is the kernel's TPM with its resource manager.

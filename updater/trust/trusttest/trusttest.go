@@ -42,7 +42,10 @@ func Start(t testing.TB) *Emulator {
 func (e *Emulator) Power() {
 	e.t.Helper()
 	os.Remove(e.Socket)
-	e.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+e.dir, "--server", "type=unixio,path="+e.Socket, "--flags", "not-need-init,startup-clear")
+	os.Remove(e.Socket + ".ctrl")
+	e.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+e.dir, "--server", "type=unixio,path="+e.Socket,
+		"--ctrl", "type=unixio,path="+e.Socket+".ctrl", // which TPM2-TSS wants, and so systemd's tools
+		"--flags", "not-need-init,startup-clear")
 	if err := e.cmd.Start(); err != nil {
 		e.t.Fatal(err)
 	}
@@ -93,4 +96,13 @@ func (e *Emulator) Setup(options ...string) {
 		e.t.Fatalf("swtpm_setup: %v\n%s", err, out)
 	}
 	e.Power()
+}
+
+// WithoutSHA256 puts an empty TPM in the emulator's place that has a SHA-1 bank of PCRs only. It skips the test where swtpm_setup is not installed.
+func (e *Emulator) WithoutSHA256() {
+	e.t.Helper()
+	if _, err := exec.LookPath("swtpm_setup"); err != nil {
+		e.t.Skip("swtpm_setup is not installed (apt-get install swtpm-tools)")
+	}
+	e.Setup("--pcr-banks", "sha1")
 }
