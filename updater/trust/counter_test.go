@@ -320,12 +320,9 @@ func TestFullTPM(t *testing.T) {
 	}
 }
 
-// Wrong passwords elsewhere lock a TPM; the floor needs none and goes on.
-func TestLockedOutTPM(t *testing.T) {
-	tpm := openTPM(t, trusttest.Start(t))
-	if err := tpm.Provision(nil, 0); err != nil {
-		t.Fatal(err)
-	}
+// lockOut types wrong passwords until the TPM does not listen any more.
+func lockOut(t *testing.T, tpm *TPM) {
+	t.Helper()
 	const h = tpm2.TPMHandle(0x01800001)
 	if _, err := (tpm2.NVDefineSpace{
 		AuthHandle: owner(nil), Auth: tpm2.TPM2BAuth{Buffer: []byte("right")},
@@ -348,6 +345,15 @@ func TestLockedOutTPM(t *testing.T) {
 	if !locked {
 		t.Fatal("the TPM does not lock out")
 	}
+}
+
+// Wrong passwords elsewhere lock a TPM; the floor needs none and goes on.
+func TestLockedOutTPM(t *testing.T) {
+	tpm := openTPM(t, trusttest.Start(t))
+	if err := tpm.Provision(nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	lockOut(t, tpm)
 	if err := tpm.Raise(context.Background(), 4*day); err != nil {
 		t.Fatal(err)
 	}

@@ -428,7 +428,8 @@ func (t *TPM) storage(password []byte) (loadedStorage, error) {
 	if err != nil {
 		return s, explain("keeping the storage key", err)
 	}
-	return look()
+	s, err = look()
+	return s, explain("looking for the storage key", err)
 }
 
 type loadedStorage struct {
