@@ -89,6 +89,9 @@ func (c *Client) Plan(ctx context.Context, track string, req CheckRequest) (Chan
 	if req.VersionPrefix != "" {
 		query.Set("prefix", req.VersionPrefix)
 	}
+	if req.Deltas {
+		query.Set("deltas", "true")
+	}
 	var doc struct {
 		Schema string `json:"schema"`
 		ChannelPlan

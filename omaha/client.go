@@ -64,6 +64,7 @@ type CheckRequest struct {
 	// [InProgress] when this host knows better, for instance after it was killed during a download.
 	Reset bool
 
+	Deltas         bool   // this host takes a delta from the running version; servers that have none ignore it
 	AllowDowngrade bool   // accept an older version than the running one: local consent
 	VersionPrefix  string // accept only versions under this one: "1.2" means 1.2.x
 
@@ -77,7 +78,7 @@ func (c *Client) Check(ctx context.Context, req CheckRequest) (Answer, error) {
 	if req.Reset {
 		req.Events = append([]Event{Failed(CodeTransfer)}, req.Events...)
 	}
-	body, err := c.request(request{onDemand: req.OnDemand, ping: true, check: true, events: req.Events, hold: req.Hold, prefix: req.VersionPrefix})
+	body, err := c.request(request{onDemand: req.OnDemand, ping: true, check: true, deltas: req.Deltas, events: req.Events, hold: req.Hold, prefix: req.VersionPrefix})
 	if err != nil {
 		return Answer{}, c.fail(op, err)
 	}

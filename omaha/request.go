@@ -10,6 +10,7 @@ import (
 // request is what one exchange is to carry.
 type request struct {
 	onDemand, ping, check bool
+	deltas                bool
 	events                []Event
 	hold, prefix          string
 }
@@ -64,7 +65,7 @@ func (c *Client) request(r request) ([]byte, error) {
 				ServicePack: c.Version + "_" + or(c.Machine, "x86_64"),
 			},
 		},
-		Apps: []appDoc{{AppRequest: app, Board: c.Board, MachineAlias: Printable(c.MachineAlias), Hold: Printable(r.hold)}},
+		Apps: []appDoc{{AppRequest: app, Board: c.Board, MachineAlias: Printable(c.MachineAlias), DeltaOK: r.deltas, Hold: Printable(r.hold)}},
 	}
 	body, err := xml.Marshal(doc)
 	if err != nil {

@@ -442,7 +442,7 @@ func (s *steps) wake() {
 	}
 	if due(c.checkDue) {
 		c.checkDue = time.Time{}
-		s.begin(AskServer{OnDemand: c.onDemand, Unwedge: st.Unwedge})
+		s.begin(AskServer{OnDemand: c.onDemand, Unwedge: st.Unwedge, Whole: st.Whole != ""})
 		c.onDemand = false
 	}
 }
@@ -633,6 +633,13 @@ func (s *steps) applyFailed(ev ApplyFailed) {
 		s.wake()
 		return
 	}
+	if st.Update.Offer.Delta && st.Whole != v {
+		s.failed(UpdateFailed, fmt.Errorf("the delta to release %s cannot be used here; the whole release is asked for: %w", v, ev.Err))
+		st.Whole, st.Unwedge = v, true
+		c.checkDue = s.now
+		s.forget()
+		return
+	}
 	s.failed(UpdateRefused, fmt.Errorf("release %s is refused: %w", v, ev.Err))
 	s.quarantined(v, ev.Err.Error())
 	st.LastUpdate = &Done{From: c.Facts.Version, To: v, At: s.now, Reason: ev.Err.Error()}
@@ -757,6 +764,7 @@ func (s *steps) confirmed() {
 	}
 	st.Verdict = &Verdict{Healthy: true, Version: u.Offer.Version}
 	delete(st.Failures, u.Offer.Version)
+	st.Whole = ""
 	st.LastError, st.ErrorAt = "", time.Time{}
 	st.LastAnswer = fmt.Sprintf("release %s, which is in place and healthy now", u.Offer.Version)
 	st.Update = nil

@@ -17,7 +17,7 @@ import (
 // Server is the update server as the engine sees it.
 type Server interface {
 	// Check asks for an update. A failure is in the event's Err.
-	Check(ctx context.Context, onDemand, unwedge bool) Answered
+	Check(ctx context.Context, ask AskServer) Answered
 	// Report sends one event.
 	Report(ctx context.Context, r omaha.Event) error
 }
@@ -244,7 +244,7 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 		case Note:
 			e.Tell(ef)
 		case AskServer:
-			launch(func(ctx context.Context) Event { return e.Server.Check(ctx, ef.OnDemand, ef.Unwedge) })
+			launch(func(ctx context.Context) Event { return e.Server.Check(ctx, ef) })
 		case AskGates:
 			launch(func(ctx context.Context) Event { return e.Gates.Ask(ctx, ef.Stage, ef.Offer, ef.Waive) })
 		case Apply:

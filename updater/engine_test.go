@@ -35,7 +35,7 @@ type bench struct {
 	stuck    error         // what Stay and Disarm end with
 }
 
-func (b *bench) Check(context.Context, bool, bool) Answered {
+func (b *bench) Check(context.Context, AskServer) Answered {
 	time.Sleep(b.slow)
 	b.mu.Lock()
 	defer b.mu.Unlock()

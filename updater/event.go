@@ -119,7 +119,11 @@ type (
 	// Save writes the state durably. What follows must not begin before it is on the disk.
 	Save struct{}
 	// AskServer makes one update check.
-	AskServer struct{ OnDemand, Unwedge bool }
+	AskServer struct {
+		OnDemand bool
+		Unwedge  bool // the server thinks that we are mid-update
+		Whole    bool // no delta, please
+	}
 	// AskGates asks the gates of a stage about an offer.
 	AskGates struct {
 		Stage Stage

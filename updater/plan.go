@@ -40,17 +40,17 @@ const planSchema = "flipside.plan/v1"
 func (e *Engine) Plan(ctx context.Context, srv Server) (Plan, error) {
 	var p Plan
 
-	var unwedge bool
+	ask := AskServer{OnDemand: true}
 	err := e.do(ctx, func() []Effect {
 		c := e.Core
-		unwedge = c.State.Unwedge
+		ask.Unwedge, ask.Whole = c.State.Unwedge, c.State.Whole != ""
 		p = Plan{Schema: planSchema, Version: c.Facts.Version, Slot: c.Facts.Running}
 		return nil
 	})
 	if err != nil {
 		return Plan{}, err
 	}
-	answer := srv.Check(ctx, true, unwedge)
+	answer := srv.Check(ctx, ask)
 	if answer.Err != nil {
 		return Plan{}, answer.Err
 	}

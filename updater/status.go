@@ -63,7 +63,8 @@ type Status struct {
 type UpdateStatus struct {
 	Version string    `json:"version"`
 	Slot    string    `json:"slot"`
-	Size    int64     `json:"size"` // of the payload, bytes
+	Size    int64     `json:"size"`            // of the payload, bytes
+	Delta   bool      `json:"delta,omitempty"` // it changes the running release
 	Started time.Time `json:"started"`
 
 	Rollback string `json:"rollback,omitempty"` // who wants the release of the other slot back
@@ -90,7 +91,7 @@ func (c *Core) Status(now time.Time) Status {
 		v.Verdict = &verdict
 	}
 	if u := st.Update; u != nil {
-		v.Update = &UpdateStatus{u.Offer.Version, u.ToSlot, u.Offer.Size, u.Started, u.Rollback}
+		v.Update = &UpdateStatus{u.Offer.Version, u.ToSlot, u.Offer.Size, u.Offer.Delta, u.Started, u.Rollback}
 	}
 	v.Why = v.why(now)
 	return v

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
@@ -40,7 +41,7 @@ func publisher(dir string, keys []string, unverified bool) (*server.Publisher, e
 }
 
 // verifier checks a payload with keys; without any it is nil.
-func verifier(keys []string) (func(context.Context, string) error, error) {
+func verifier(keys []string) (func(ctx context.Context, path, whole string) error, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
@@ -48,7 +49,7 @@ func verifier(keys []string) (func(context.Context, string) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context, path string) error { return verifyPayload(ctx, path, ring) }, nil
+	return func(ctx context.Context, path, whole string) error { return verifyPayload(ctx, path, whole, ring) }, nil
 }
 
 // keyring reads keys by the rules of a host: files, and directories of drop-ins with their roles, times and revocations. A path that is not there is an
@@ -67,8 +68,8 @@ func keyring(paths []string, policy trust.KeyPolicy) (*payload.Keyring, error) {
 }
 
 // verifyPayload checks everything of a payload that a host would check, down to the last operation, by applying it to
-// nowhere. A delta needs its old image for that: of one, the metadata's signature and shape are checked.
-func verifyPayload(ctx context.Context, path string, ring *payload.Keyring) error {
+// nowhere. A delta needs its old image for that: of one, the metadata's signature and shape are checked, and that it makes the images of the whole payload.
+func verifyPayload(ctx context.Context, path, whole string, ring *payload.Keyring) error {
 	src, err := payload.NewFileSource(path)
 	if err != nil {
 		return err
@@ -77,14 +78,44 @@ func verifyPayload(ctx context.Context, path string, ring *payload.Keyring) erro
 	if err != nil {
 		return withExit(exitVerify, err)
 	}
-	if p.Delta() {
-		return nil
+	switch {
+	case whole == "" && p.Delta():
+		return withExit(exitUsage, withHint(errors.New("it is a delta, which helps only hosts that run the release that it changes"),
+			"publish the release's whole payload first, and then this one with --from and the version that it changes"))
+	case whole != "" && !p.Delta():
+		return withExit(exitUsage, errors.New("it is no delta"))
+	case whole != "":
+		return sameImages(ctx, p, whole, ring)
 	}
 	targets := make(map[string]payload.Target, len(p.Partitions))
 	for _, part := range p.Partitions {
 		targets[part.Name] = nowhere{}
 	}
 	return withExit(exitVerify, p.Apply(ctx, payload.ApplyOptions{Targets: targets}))
+}
+
+// sameImages finds out whether a delta makes all that a whole payload makes.
+func sameImages(ctx context.Context, delta *payload.Payload, whole string, ring *payload.Keyring) error {
+	src, err := payload.NewFileSource(whole)
+	if err != nil {
+		return err
+	}
+	w, err := payload.Open(ctx, src, payload.Options{Keys: ring})
+	if err != nil {
+		return withExit(exitVerify, fmt.Errorf("the release's whole payload: %w", err))
+	}
+	if len(delta.Partitions) != len(w.Partitions) {
+		return withExit(exitVerify, fmt.Errorf("it makes %d images, and the release's whole payload makes %d", len(delta.Partitions), len(w.Partitions)))
+	}
+	for _, q := range w.Partitions {
+		if !slices.ContainsFunc(delta.Partitions, func(d payload.Partition) bool { return d.Name == q.Name && d.Size == q.Size && d.SHA256 == q.SHA256 }) {
+			return withExit(exitVerify, fmt.Errorf("it does not make the image of partition %q that the release's whole payload makes", q.Name))
+		}
+	}
+	if delta.MaxTimestamp != w.MaxTimestamp {
+		return withExit(exitVerify, fmt.Errorf("its number is %d, and that of the release's whole payload is %d", delta.MaxTimestamp, w.MaxTimestamp))
+	}
+	return nil
 }
 
 func keyFlags(f *pflag.FlagSet, keys *[]string, unverified *bool) {

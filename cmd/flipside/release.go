@@ -42,13 +42,17 @@ func (a *app) releaseCommand() *cobra.Command {
 }
 
 func (a *app) releasePublish(dir *string) *cobra.Command {
-	var channel, version string
+	var channel, version, from string
 	var keys []string
 	var unverified bool
 	cmd := &cobra.Command{
 		Use:   "publish FILE",
 		Short: "put a payload into the directory and move a channel to it",
-		Args:  exactArgs(1, "the payload FILE"),
+		Long: `Publish checks a payload with the keys given, stores it under a version, and lets a channel point at it.
+
+A release begins with its whole payload, which any host can take. Deltas may follow, each --from a version that hosts run: these hosts are offered
+the delta, and the whole payload if the delta cannot be used there. A delta must make the same images as the whole payload.`,
+		Args: exactArgs(1, "the payload FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if version == "" {
 				return usagef("--version is missing")
@@ -57,12 +61,19 @@ func (a *app) releasePublish(dir *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rel, err := p.Add(cmd.Context(), version, args[0])
+			var rel server.Release
+			if from != "" {
+				rel, err = p.AddDelta(cmd.Context(), version, from, args[0])
+			} else {
+				rel, err = p.Add(cmd.Context(), version, args[0])
+			}
 			switch {
 			case errors.Is(err, server.ErrExists):
 				return withHint(err, "a version never changes once it is published: choose a new version number")
 			case errors.Is(err, server.ErrNotPayload):
 				return withHint(withExit(exitVerify, err), "make a payload from an image with: flipside payload create")
+			case errors.Is(err, server.ErrUnknown):
+				return withHint(err, "publish the whole payload first, without --from")
 			case err != nil:
 				return err
 			}
@@ -80,7 +91,11 @@ func (a *app) releasePublish(dir *string) *cobra.Command {
 					State   *server.Channel `json:"channel_state,omitempty"`
 				}{"flipside.release/v1", rel, channel, orNil(channel != "", ch)})
 			}
-			fmt.Fprintf(a.stdout, "release %s: %s, sha256 %s\n", rel.Version, formatBytes(rel.Size), rel.SHA256)
+			if from != "" {
+				fmt.Fprintf(a.stdout, "release %s for hosts that run %s: %s, sha256 %s\n", rel.Version, rel.From, formatBytes(rel.Size), rel.SHA256)
+			} else {
+				fmt.Fprintf(a.stdout, "release %s: %s, sha256 %s\n", rel.Version, formatBytes(rel.Size), rel.SHA256)
+			}
 			if channel != "" {
 				a.sayChannel(channel, ch)
 			}
@@ -89,6 +104,7 @@ func (a *app) releasePublish(dir *string) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&channel, "channel", "", "the channel to move to it (default: none)")
 	cmd.Flags().StringVar(&version, "version", "", "the release's version, SemVer 2")
+	cmd.Flags().StringVar(&from, "from", "", "the payload is a delta: the `version` that it changes")
 	keyFlags(cmd.Flags(), &keys, &unverified)
 	return cmd
 }
@@ -113,8 +129,9 @@ func (a *app) releaseList(dir *string) *cobra.Command {
 					Schema   string                    `json:"schema"`
 					Channels map[string]server.Channel `json:"channels"`
 					Releases []server.Release          `json:"releases"`
+					Deltas   []server.Release          `json:"deltas,omitempty"`
 					Problems []string                  `json:"problems"`
-				}{"flipside.releases/v1", st.Channels, st.Releases, st.Problems})
+				}{"flipside.releases/v1", st.Channels, st.Releases, st.Deltas, st.Problems})
 			}
 			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "CHANNEL\tVERSION\tROLLOUT")
@@ -124,6 +141,11 @@ func (a *app) releaseList(dir *string) *cobra.Command {
 			fmt.Fprintln(w, "\nRELEASE\tSIZE\tPUBLISHED")
 			for _, r := range st.Releases {
 				fmt.Fprintf(w, "%s\t%s\t%s\n", r.Version, formatBytes(r.Size), r.Published.Format(time.RFC3339))
+				for _, d := range st.Deltas {
+					if d.Version == r.Version {
+						fmt.Fprintf(w, "  from %s\t%s\t%s\n", d.From, formatBytes(d.Size), d.Published.Format(time.RFC3339))
+					}
+				}
 			}
 			if err := w.Flush(); err != nil {
 				return err

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	mathrand "math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -236,4 +237,62 @@ func TestReleaseAndServe(t *testing.T) {
 	}
 	run(exitFailed, "is the server running?", "release", "hosts", "--server", server)
 	run(0, "KiB", "release", "backup", "--dir", dir, copied)
+}
+
+// A delta is published after its whole payload, only if it makes the same.
+func TestReleasePublishDelta(t *testing.T) {
+	work := t.TempDir()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub := filepath.Join(work, "key.pem")
+	if err := os.WriteFile(pub, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	image := func(seed byte) build.Image {
+		data := make([]byte, 1<<20)
+		mathrand.NewChaCha8([32]byte{1}).Read(data)
+		data[5000] = seed
+		return build.Image{Name: "usr", Data: bytes.NewReader(data), Size: int64(len(data))}
+	}
+	create := func(name string, new build.Image, old *build.Image, number int64) string {
+		new.Old = old
+		var b bytes.Buffer
+		if _, err := build.Create(t.Context(), &b, build.Spec{Images: []build.Image{new}, Keys: []crypto.Signer{key}, MaxTimestamp: number, TempDir: work}); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(work, name)
+		if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	one, two, three := image(1), image(2), image(3)
+	whole, delta := create("whole", two, nil, 7), create("delta", two, &one, 7)
+	dir := filepath.Join(work, "releases")
+	publish := func(want int, contains string, args ...string) {
+		t.Helper()
+		var out, errs bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+		args = append([]string{"release", "publish", "--dir", dir, "--key", pub, "--version", "2.0.0"}, args...)
+		if code := a.run(t.Context(), args); code != want || !strings.Contains(out.String()+errs.String(), contains) {
+			t.Fatalf("flipside %s ended with %d, want %d and %q; it printed\n%s%s", strings.Join(args, " "), code, want, contains, &out, &errs)
+		}
+	}
+	publish(exitFailed, "publish the whole payload first", delta, "--from", "1.0.0")
+	publish(exitUsage, "helps only hosts that run the release", delta)
+	publish(0, "release 2.0.0: ", whole, "--channel", "stable")
+	publish(exitUsage, "it is no delta", whole, "--from", "1.0.0")
+	publish(exitVerify, `does not make the image of partition "usr"`, create("other", three, &one, 7), "--from", "1.0.0")
+	publish(exitVerify, "its number is 6", create("older", two, &one, 6), "--from", "1.0.0")
+	publish(0, "release 2.0.0 for hosts that run 1.0.0: ", delta, "--from", "1.0.0")
+	var out bytes.Buffer
+	if code := (&app{stdout: &out, stderr: &out}).run(t.Context(), []string{"release", "list", "--dir", dir}); code != 0 || !strings.Contains(out.String(), "  from 1.0.0 ") {
+		t.Errorf("%d\n%s", code, &out)
+	}
 }

@@ -168,10 +168,10 @@ const (
 	uploadGrace = 6 * time.Hour // for the slowest upload that is waited for
 )
 
-// upload answers PUT /v1/admin/releases/VERSION: its body is a payload. With ?channel=NAME the channel moves to it.
+// upload answers PUT /v1/admin/releases/VERSION: its body is a payload, with ?from=VERSION a delta. With ?channel=NAME the channel moves to it.
 func (s *Server) upload(w http.ResponseWriter, r *http.Request, p Publisher) {
 	channel := r.URL.Query().Get("channel")
-	rel, err := s.receive(w, r, p, r.PathValue("version"), channel, r.Body)
+	rel, err := s.receive(w, r, p, Release{Version: r.PathValue("version"), From: r.URL.Query().Get("from")}, channel, r.Body)
 	if err != nil {
 		s.refuse(w, uploadStatus(err), "%s", clean(err.Error()))
 		return
@@ -198,11 +198,11 @@ func uploadStatus(err error) int {
 
 // receive takes a payload from body, checks and publishes it. Without a way to check signatures nothing is taken: who
 // holds the token must not be able to give hosts what nobody signed.
-func (s *Server) receive(w http.ResponseWriter, r *http.Request, p Publisher, version, channel string, body io.Reader) (Release, error) {
+func (s *Server) receive(w http.ResponseWriter, r *http.Request, p Publisher, rel Release, channel string, body io.Reader) (Release, error) {
 	if p.Verify == nil {
 		return Release{}, errUnverified
 	}
-	if err := checkVersion(version); err != nil {
+	if err := checkVersion(rel.Version); err != nil {
 		return Release{}, err
 	}
 	if channel != "" && !namePattern.MatchString(channel) {
@@ -224,13 +224,12 @@ func (s *Server) receive(w http.ResponseWriter, r *http.Request, p Publisher, ve
 	if n > maxPayload {
 		return Release{}, fmt.Errorf("the upload is larger than %d bytes", int64(maxPayload))
 	}
-	rel, err := p.Add(r.Context(), version, f.Name())
-	if err != nil {
+	if rel, err = p.add(r.Context(), rel, f.Name()); err != nil {
 		// The name of a temporary file means nothing to whoever sent it.
 		return Release{}, renamed{err, f.Name()}
 	}
 	if channel != "" {
-		if _, err := p.Move(channel, version); err != nil {
+		if _, err := p.Move(channel, rel.Version); err != nil {
 			return rel, err
 		}
 	}

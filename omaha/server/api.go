@@ -153,7 +153,7 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 	case len(p.Steps) > 0:
 		rel := c.releases[p.Steps[0]]
 		first, _ := semver.Parse(p.Steps[0])
-		p.Size, p.Downgrade = rel.Size, first.LT(running)
+		p.Size, p.Downgrade = c.payload(rel, running.String(), q.Get("deltas") == "true").Size, first.LT(running)
 		now := s.opt.Now()
 		s.mu.Lock()
 		h := Host{ID: machine}
@@ -171,10 +171,12 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) listReleases(w http.ResponseWriter, _ *http.Request) {
+	c := s.catalog.Load()
 	s.writeJSON(w, struct {
 		Schema   string    `json:"schema"`
 		Releases []Release `json:"releases"`
-	}{"flipside.releases/v1", s.catalog.Load().sorted()})
+		Deltas   []Release `json:"deltas,omitempty"`
+	}{"flipside.releases/v1", c.sorted(), c.changes()})
 }
 
 // filter chooses hosts. Empty fields choose all.

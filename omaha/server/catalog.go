@@ -1,8 +1,10 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,10 +17,14 @@ import (
 type catalog struct {
 	channels map[string]Channel
 	releases map[string]Release
+	deltas   map[change]Release
 	payloads map[string]Release // by file name
 	problems []string           // files that cannot be read, in words
 	print    string             // what the directory looked like
 }
+
+// change is what a delta does.
+type change struct{ from, to string }
 
 func readChannel(dir, name string) (Channel, error) {
 	var c Channel
@@ -34,7 +40,7 @@ func readChannel(dir, name string) (Channel, error) {
 // fingerprint tells whether any file was added, replaced, edited or removed, without opening one.
 func fingerprint(dir string) (string, error) {
 	var b strings.Builder
-	for _, sub := range []string{"channels", "releases", "pcrs"} {
+	for _, sub := range []string{"channels", "releases", "deltas", "pcrs"} {
 		entries, err := os.ReadDir(filepath.Join(dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", err
@@ -59,7 +65,7 @@ func load(dir string, old *catalog) (*catalog, error) {
 	if old != nil && old.print == print {
 		return old, nil
 	}
-	c := &catalog{channels: map[string]Channel{}, releases: map[string]Release{}, payloads: map[string]Release{}, print: print}
+	c := &catalog{channels: map[string]Channel{}, releases: map[string]Release{}, deltas: map[change]Release{}, payloads: map[string]Release{}, print: print}
 	for _, version := range names(filepath.Join(dir, "releases")) {
 		r, err := readRelease(dir, version)
 		if err == nil {
@@ -81,6 +87,18 @@ func load(dir string, old *catalog) (*catalog, error) {
 			}
 		}
 		c.releases[version] = r
+		c.payloads[r.Payload] = r
+	}
+	for _, name := range names(filepath.Join(dir, "deltas")) {
+		r, err := readFile(dir, filepath.Join("deltas", name))
+		if err == nil {
+			err = sameSize(filepath.Join(dir, "payloads", r.Payload), r.Size)
+		}
+		if err != nil { // hosts are given the whole payload
+			c.problems = append(c.problems, "deltas/"+err.Error())
+			continue
+		}
+		c.deltas[change{r.From, r.Version}] = r
 		c.payloads[r.Payload] = r
 	}
 	for _, name := range names(filepath.Join(dir, "channels")) {
@@ -126,12 +144,22 @@ func (c *catalog) release(version string) (Release, error) {
 
 // sorted returns all releases, oldest version first.
 func (c *catalog) sorted() []Release {
-	out := make([]Release, 0, len(c.releases))
-	for _, r := range c.releases {
-		out = append(out, r)
+	return slices.SortedFunc(maps.Values(c.releases), func(a, b Release) int { return compareVersions(a.Version, b.Version) })
+}
+
+// changes returns all deltas, by the version that they make.
+func (c *catalog) changes() []Release {
+	return slices.SortedFunc(maps.Values(c.deltas), func(a, b Release) int {
+		return cmp.Or(compareVersions(a.Version, b.Version), compareVersions(a.From, b.From))
+	})
+}
+
+// payload chooses what a host that runs a version is given of a release: the delta, if there is one and the host takes it.
+func (c *catalog) payload(rel Release, running string, deltas bool) Release {
+	if d, ok := c.deltas[change{running, rel.Version}]; ok && deltas {
+		return d
 	}
-	slices.SortFunc(out, func(a, b Release) int { return compareVersions(a.Version, b.Version) })
-	return out
+	return rel
 }
 
 // channel finds what a host on track with board gets.

@@ -162,8 +162,11 @@ func (s *Server) publishForm(w http.ResponseWriter, r *http.Request) {
 		if !ok {
 			return
 		}
-		rel, err := s.receive(w, r, p, fields["version"], fields["channel"], part)
+		rel, err := s.receive(w, r, p, Release{Version: fields["version"], From: fields["from"]}, fields["channel"], part)
 		done := fmt.Sprintf("Release %s is published.", rel.Version)
+		if rel.From != "" {
+			done = fmt.Sprintf("The delta from %s to release %s is published.", rel.From, rel.Version)
+		}
 		if fields["channel"] != "" {
 			done = fmt.Sprintf("Release %s is published, and channel %s moved to it.", rel.Version, fields["channel"])
 		}

@@ -10,7 +10,7 @@ import (
 )
 
 func makeDirs(dir string) error {
-	for _, sub := range []string{"channels", "releases", "payloads"} {
+	for _, sub := range []string{"channels", "releases", "deltas", "payloads"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return err
 		}
@@ -44,6 +44,7 @@ type Status struct {
 	Time     time.Time          `json:"time"`
 	Channels map[string]Channel `json:"channels"`
 	Releases []Release          `json:"releases"`
+	Deltas   []Release          `json:"deltas,omitempty"`
 	Hosts    []Host             `json:"hosts"`
 	Failures []Failure          `json:"failures"`
 	Activity []Activity         `json:"activity"` // what hosts did last, newest first
@@ -74,7 +75,7 @@ func (s *Server) Status() Status {
 	st.Activity = append([]Activity{}, s.history.Activity...)
 	s.mu.Unlock()
 	slices.Reverse(st.Activity)
-	st.Releases = c.sorted()
+	st.Releases, st.Deltas = c.sorted(), c.changes()
 	for _, h := range st.Hosts {
 		if h.Failed != "" && h.Failed != h.Version {
 			st.Failures = append(st.Failures, Failure{Host: h.ID, Alias: h.Alias, Version: h.Failed, Code: h.ErrorCode, Words: codeWords(h.ErrorCode), At: h.FailedAt})

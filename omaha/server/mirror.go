@@ -232,12 +232,27 @@ func (p *Publisher) Export(w io.Writer, channels ...string) error {
 	return tw.Close()
 }
 
+// exportRelease writes a release and its deltas.
 func (p *Publisher) exportRelease(tw *tar.Writer, version string) error {
-	rel, err := readRelease(p.Dir, version)
+	if err := p.exportFile(tw, Release{Version: version}.file()); err != nil {
+		return err
+	}
+	for _, name := range names(filepath.Join(p.Dir, "deltas")) {
+		if strings.HasPrefix(name, version+"_from_") {
+			if err := p.exportFile(tw, filepath.Join("deltas", name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *Publisher) exportFile(tw *tar.Writer, file string) error {
+	rel, err := readFile(p.Dir, file)
 	if err != nil {
 		return err
 	}
-	if err := exportTOML(tw, "releases/"+version+".toml", rel); err != nil {
+	if err := exportTOML(tw, filepath.ToSlash(file)+".toml", rel); err != nil {
 		return err
 	}
 	f, err := os.Open(filepath.Join(p.Dir, "payloads", rel.Payload))
@@ -286,12 +301,12 @@ func (p *Publisher) Import(ctx context.Context, r io.Reader) ([]Release, error) 
 		}
 		kind, name, _ := strings.Cut(h.Name, "/")
 		switch kind {
-		case "releases":
+		case "releases", "deltas":
 			rel := Release{}
 			if err := importTOML(tr, &rel); err != nil {
 				return got, fmt.Errorf("import %q: %w", h.Name, err)
 			}
-			if err := rel.check(strings.TrimSuffix(name, ".toml")); err != nil {
+			if err := rel.check(filepath.Join(kind, strings.TrimSuffix(name, ".toml"))); err != nil {
 				return got, fmt.Errorf("import %q: %w", h.Name, err)
 			}
 			pending = &rel
@@ -341,7 +356,7 @@ func (p *Publisher) importPayload(ctx context.Context, r io.Reader, want Release
 	if sum := hex.EncodeToString(hash.Sum(nil)); sum != want.SHA256 {
 		return Release{}, fmt.Errorf("its payload has SHA-256 %s, and its release says %s", sum, want.SHA256)
 	}
-	return p.Add(ctx, want.Version, f.Name())
+	return p.add(ctx, Release{Version: want.Version, From: want.From}, f.Name())
 }
 
 func importTOML(r io.Reader, v any) error {

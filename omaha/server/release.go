@@ -22,10 +22,11 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// Release is one published version. Its file is written once and never changed.
+// Release is one published version, or a delta to it. Its file is written once and never changed.
 type Release struct {
 	Version      string    `toml:"version" json:"version"`
-	Payload      string    `toml:"payload" json:"payload"` // file name below payloads/
+	From         string    `toml:"from,omitempty" json:"from,omitempty"` // of a delta: the version that it changes
+	Payload      string    `toml:"payload" json:"payload"`               // file name below payloads/
 	Size         int64     `toml:"size" json:"size"`
 	SHA256       string    `toml:"sha256" json:"sha256"`                 // of the payload file, hexadecimal
 	SHA1         string    `toml:"sha1,omitempty" json:"-"`              // base64: older clients and servers want one, and nothing here relies on it
@@ -86,70 +87,116 @@ type Publisher struct {
 	Now func() time.Time // nil for the real clock
 	// Who is written into the audit log beside each change.
 	Who string
-	// Verify looks at a payload before it is published, such as at its signature; nil accepts any well-formed one.
-	Verify func(ctx context.Context, path string) error
+	// Verify looks at a payload before it is published, such as at its signature; nil accepts any well-formed one. Of a delta, whole is where the
+	// whole payload of its release is, which makes the same images; else it is empty, and the payload must be no delta.
+	Verify func(ctx context.Context, path, whole string) error
 }
 
 // Add stores the payload file at path as version. The same file again is not an error; another one is [ErrExists].
 func (p *Publisher) Add(ctx context.Context, version, path string) (Release, error) {
-	if err := checkVersion(version); err != nil {
+	return p.add(ctx, Release{Version: version}, path)
+}
+
+// AddDelta stores the delta at path that makes a published version out of another one. Hosts that run this other version, and take deltas, are
+// offered it instead of the whole payload.
+func (p *Publisher) AddDelta(ctx context.Context, version, from, path string) (Release, error) {
+	return p.add(ctx, Release{Version: version, From: from}, path)
+}
+
+func (p *Publisher) add(ctx context.Context, rel Release, path string) (Release, error) {
+	fail := func(err error) (Release, error) {
+		if rel.From != "" {
+			return Release{}, fmt.Errorf("publish %s as a delta from %s: %w", rel.Version, rel.From, err)
+		}
+		return Release{}, fmt.Errorf("publish %s: %w", rel.Version, err)
+	}
+	if err := checkVersion(rel.Version); err != nil {
 		return Release{}, err
 	}
 	src, err := os.Open(path)
 	if err != nil {
-		return Release{}, fmt.Errorf("publish %s: %w", version, err)
+		return fail(err)
 	}
 	defer src.Close()
 	info, err := src.Stat()
 	if err != nil {
-		return Release{}, fmt.Errorf("publish %s: %w", version, err)
+		return fail(err)
 	}
 	if !info.Mode().IsRegular() {
-		return Release{}, fmt.Errorf("publish %s: %q is not a file", version, path)
+		return fail(fmt.Errorf("%q is not a file", path))
 	}
 	header, err := readHeader(src, info.Size())
 	if err != nil {
-		return Release{}, fmt.Errorf("publish %s: %q: %w", version, path, err)
+		return fail(fmt.Errorf("%q: %w", path, err))
+	}
+	whole := ""
+	if rel.From != "" {
+		if whole, err = p.whole(rel); err != nil {
+			return fail(err)
+		}
 	}
 	if p.Verify != nil {
-		if err := p.Verify(ctx, path); err != nil {
-			return Release{}, fmt.Errorf("publish %s: %q: %w", version, path, err)
+		if err := p.Verify(ctx, path, whole); err != nil {
+			return fail(fmt.Errorf("%q: %w", path, err))
 		}
 	}
 	if _, err := src.Seek(0, io.SeekStart); err != nil {
-		return Release{}, fmt.Errorf("publish %s: %w", version, err)
+		return fail(err)
 	}
 	if err := makeDirs(p.Dir); err != nil {
-		return Release{}, fmt.Errorf("publish %s: %w", version, err)
+		return fail(err)
 	}
-	rel, err := p.store(ctx, src, version, header)
-	if err == nil {
-		err = p.audit("publish", map[string]any{"version": rel.Version, "sha256": rel.SHA256, "size": rel.Size})
+	if rel, err = p.store(ctx, src, rel, header); err != nil {
+		return fail(err)
 	}
-	if err != nil {
-		return Release{}, fmt.Errorf("publish %s: %w", version, err)
+	what := map[string]any{"version": rel.Version, "sha256": rel.SHA256, "size": rel.Size}
+	if rel.From != "" {
+		what["from"] = rel.From
+	}
+	if err := p.audit("publish", what); err != nil {
+		return fail(err)
 	}
 	return rel, nil
 }
 
+// whole finds the whole payload that a delta stands for.
+func (p *Publisher) whole(delta Release) (string, error) {
+	if err := checkVersion(delta.From); err != nil {
+		return "", err
+	}
+	if delta.From == delta.Version {
+		return "", errors.New("a version is no delta of itself")
+	}
+	rel, err := readRelease(p.Dir, delta.Version)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("its whole payload must be published first: version %q: %w", delta.Version, ErrUnknown)
+	}
+	return filepath.Join(p.Dir, "payloads", rel.Payload), err
+}
+
+// file is where a release's file is below the directory, without its ending; the payload has the same base.
+func (r Release) file() string {
+	if r.From != "" {
+		return filepath.Join("deltas", r.Version+"_from_"+r.From)
+	}
+	return filepath.Join("releases", r.Version)
+}
+
 // store copies the payload and writes the release's file, in this order: a release always finds its payload.
-func (p *Publisher) store(ctx context.Context, src io.Reader, version string, header payloadHeader) (Release, error) {
-	tmp, err := renameio.NewPendingFile(filepath.Join(p.Dir, "payloads", version+".payload"), renameio.WithPermissions(0o644))
+func (p *Publisher) store(ctx context.Context, src io.Reader, rel Release, header payloadHeader) (Release, error) {
+	rel.Payload = filepath.Base(rel.file()) + ".payload"
+	tmp, err := renameio.NewPendingFile(filepath.Join(p.Dir, "payloads", rel.Payload), renameio.WithPermissions(0o644))
 	if err != nil {
 		return Release{}, err
 	}
 	defer tmp.Cleanup()
-	hash, old := sha256.New(), sha1.New()
-	n, err := io.Copy(io.MultiWriter(tmp, hash, old), &ctxReader{ctx, src})
-	if err != nil {
+	hash, sum1 := sha256.New(), sha1.New()
+	if rel.Size, err = io.Copy(io.MultiWriter(tmp, hash, sum1), &ctxReader{ctx, src}); err != nil {
 		return Release{}, err
 	}
-	rel := Release{
-		Version: version, Payload: version + ".payload", Size: n, SHA256: hex.EncodeToString(hash.Sum(nil)),
-		SHA1:         base64.StdEncoding.EncodeToString(old.Sum(nil)),
-		MetadataSize: header.metadataSize, Published: p.now().UTC().Truncate(time.Second),
-	}
-	if old, err := readRelease(p.Dir, version); err == nil {
+	rel.SHA256, rel.SHA1 = hex.EncodeToString(hash.Sum(nil)), base64.StdEncoding.EncodeToString(sum1.Sum(nil))
+	rel.MetadataSize, rel.Published = header.metadataSize, p.now().UTC().Truncate(time.Second)
+	if old, err := readFile(p.Dir, rel.file()); err == nil {
 		if old.SHA256 != rel.SHA256 {
 			return Release{}, fmt.Errorf("%w: %s", ErrExists, old.SHA256)
 		}
@@ -165,7 +212,7 @@ func (p *Publisher) store(ctx context.Context, src io.Reader, version string, he
 	if err := syncDir(filepath.Join(p.Dir, "payloads")); err != nil {
 		return Release{}, err
 	}
-	return rel, writeTOML(filepath.Join(p.Dir, "releases", version+".toml"), rel, releaseHead)
+	return rel, writeTOML(filepath.Join(p.Dir, rel.file()+".toml"), rel, releaseHead)
 }
 
 // Move lets a channel point at a published version. What else its file says about the rollout stays.
@@ -269,21 +316,29 @@ func (p *Publisher) now() time.Time {
 }
 
 func readRelease(dir, version string) (Release, error) {
+	return readFile(dir, Release{Version: version}.file())
+}
+
+// readFile reads the file of a release or a delta.
+func readFile(dir, file string) (Release, error) {
 	var r Release
-	if err := readTOML(filepath.Join(dir, "releases", version+".toml"), &r); err != nil {
+	if err := readTOML(filepath.Join(dir, file+".toml"), &r); err != nil {
 		return r, err
 	}
-	return r, r.check(version)
+	return r, r.check(file)
 }
 
 // check keeps a hand-written file from leading outside the directory or to an offer that no client accepts.
-func (r Release) check(version string) error {
+func (r Release) check(file string) error {
 	if err := checkVersion(r.Version); err != nil {
 		return err
 	}
+	version := filepath.Base(file)
 	sum, err := hex.DecodeString(r.SHA256)
 	switch {
-	case r.Version != version:
+	case r.file() != file && r.From != "":
+		return fmt.Errorf("release %s: its file says version %q, from %q", version, r.Version, r.From)
+	case r.file() != file:
 		return fmt.Errorf("release %s: its file says version %q", version, r.Version)
 	case r.Payload == "" || r.Payload != filepath.Base(r.Payload) || strings.ContainsAny(r.Payload, `/\%`) || strings.HasPrefix(r.Payload, "."):
 		return fmt.Errorf("release %s: payload %q is not a plain file name", version, r.Payload)

@@ -227,7 +227,7 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) (out appD
 		return out, nil
 	}
 	check.Status = wire.UpdateOK
-	check.fill(*rel, base)
+	check.fill(c.payload(*rel, req.Version, req.DeltaOK), base)
 	return out, nil
 }
 
@@ -243,6 +243,7 @@ func (check *checkDoc) fill(rel Release, base string) {
 	p.Name, p.Size, p.SHA256, p.SHA1, p.Required = rel.Payload, uint64(rel.Size), rel.SHA256, rel.SHA1, true
 	a := m.AddAction("postinstall")
 	a.SHA256, a.DisablePayloadBackoff = base64.StdEncoding.EncodeToString(sum), true
+	a.IsDeltaPayload = rel.From != ""
 	if rel.MetadataSize > 0 {
 		a.MetadataSize = strconv.FormatInt(rel.MetadataSize, 10)
 	}

@@ -38,6 +38,7 @@ type view struct {
 	Failures  []Failure
 	Activity  []Activity
 	Releases  []Release
+	Deltas    map[string][]Release // by the version that they make
 	Audit     []AuditEntry
 	Problems  []string
 }
@@ -82,7 +83,7 @@ func (s *Server) view(r *http.Request, now time.Time) view {
 	_, isAdmin := s.opt.Admins.who("", r)
 	v := view{
 		Now: now, Admin: s.opt.Admins.any(), Cert: isAdmin, Uploads: s.opt.Verify != nil, Query: clean(q.Get("q")), Message: clean(q.Get("m")), Error: clean(q.Get("e")),
-		Releases: c.sorted(), Problems: c.problems, Semaphore: s.reboots.ask != nil, Keep: map[string]string{},
+		Releases: c.sorted(), Problems: c.problems, Semaphore: s.reboots.ask != nil, Keep: map[string]string{}, Deltas: map[string][]Release{},
 	}
 	for key, value := range map[string]string{"channel": f.channel, "class": f.class, "boot": f.boot} {
 		if value != "" {
@@ -91,6 +92,9 @@ func (s *Server) view(r *http.Request, now time.Time) view {
 	}
 	v.Filter = strings.TrimSpace(strings.Join([]string{classLabel(f.class), on(f.channel), bootLabel(f.boot)}, " "))
 	slices.Reverse(v.Releases)
+	for _, d := range c.changes() {
+		v.Deltas[d.Version] = append(v.Deltas[d.Version], d)
+	}
 
 	channels := map[string]*channelView{}
 	for name, ch := range c.channels {
@@ -335,12 +339,15 @@ func on(channel string) string {
 // auditWords says in a few words what an entry of the audit log changed.
 func auditWords(e AuditEntry) string {
 	var d struct {
-		Version, SHA256, Channel string
-		Size                     int64
-		State                    Channel
+		Version, From, SHA256, Channel string
+		Size                           int64
+		State                          Channel
 	}
 	if json.Unmarshal(e.Detail, &d) != nil {
 		return ""
+	}
+	if e.What == "publish" && d.From != "" {
+		return fmt.Sprintf("release %s as a delta from %s, %s", d.Version, d.From, sizeWords(d.Size))
 	}
 	if e.What == "publish" {
 		return fmt.Sprintf("release %s, %s", d.Version, sizeWords(d.Size))

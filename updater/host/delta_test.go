@@ -3,12 +3,16 @@ package host
 import (
 	"bytes"
 	"crypto"
+	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
+	releases "github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/payload/build"
 	"github.com/flipside-linux/flipside/updater"
 )
@@ -95,4 +99,68 @@ func TestHostRefusesADeltaOfAnotherRelease(t *testing.T) {
 	if slot, version := r.boot(); slot != "USR-A" || version != "1.0.0" {
 		t.Errorf("booted %s from %s", version, slot)
 	}
+}
+
+// TestHostIsOfferedADelta: a host takes the delta of a release when the server has one from what it runs. One that does not fit costs a check, and no more.
+func TestHostIsOfferedADelta(t *testing.T) {
+	r := newRig(t)
+	publisher := releases.Publisher{Dir: filepath.Join(r.dir, "releases")}
+	release := func(version, like, from string) {
+		t.Helper()
+		img := r.next(version, like)
+		r.publish(version, r.payload(version, img, r.key))
+		var b bytes.Buffer
+		old := r.image(like)
+		if _, err := build.Create(t.Context(), &b, build.Spec{
+			Images: []build.Image{{Name: "usr", Data: bytes.NewReader(img), Size: int64(len(img)), Old: &build.Image{Name: "usr", Data: bytes.NewReader(old), Size: int64(len(old))}}},
+			Keys:   []crypto.Signer{r.key}, TempDir: r.dir,
+		}); err != nil {
+			t.Fatal(err)
+		}
+		r.write(version+".delta", b.String())
+		if _, err := publisher.AddDelta(t.Context(), version, from, filepath.Join(r.dir, version+".delta")); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.server.Reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var mu sync.Mutex
+	var fetched []string
+	r.wrap = func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if name := path.Base(req.URL.Path); strings.HasSuffix(name, ".payload") {
+				mu.Lock()
+				if !slices.Contains(fetched, name) {
+					fetched = append(fetched, name)
+				}
+				mu.Unlock()
+			}
+			h.ServeHTTP(w, req)
+		})
+	}
+	update := func(version string, want ...string) {
+		t.Helper()
+		slot, _ := r.boot()
+		if _, rebooted := r.run(slot, func(updater.Status) bool { return false }); !rebooted {
+			t.Fatal("no reboot")
+		}
+		slot, booted := r.boot()
+		if booted != version {
+			t.Fatalf("booted %s", booted)
+		}
+		r.run(slot, settled)
+		mu.Lock()
+		defer mu.Unlock()
+		if !slices.Equal(fetched, want) {
+			t.Errorf("%s: fetched %q, want %q", version, fetched, want)
+		}
+		fetched = nil
+	}
+	release("2.0.0", "1.0.0", "1.0.0")
+	update("2.0.0", "2.0.0_from_1.0.0.payload")
+	release("3.0.0", "1.5.0", "2.0.0")
+	update("3.0.0", "3.0.0_from_2.0.0.payload", "3.0.0.payload")
+	release("4.0.0", "3.0.0", "3.0.0")
+	update("4.0.0", "4.0.0_from_3.0.0.payload")
 }

@@ -16,11 +16,11 @@ type server struct {
 	why       func() string // what the host waits for, for the server's list of hosts
 }
 
-func (s *server) Check(ctx context.Context, onDemand, unwedge bool) updater.Answered {
+func (s *server) Check(ctx context.Context, ask updater.AskServer) updater.Answered {
 	client, pin := s.client, ""
 	client.Track, pin = s.target.get()
 	a, err := client.Check(ctx, omaha.CheckRequest{
-		OnDemand: onDemand, Reset: unwedge, AllowDowngrade: s.downgrade, VersionPrefix: pin, Hold: s.why(),
+		OnDemand: ask.OnDemand, Reset: ask.Unwedge, Deltas: !ask.Whole, AllowDowngrade: s.downgrade, VersionPrefix: pin, Hold: s.why(),
 	})
 	if err != nil {
 		ev := updater.Answered{Err: err}
@@ -42,7 +42,7 @@ func (s *server) Report(ctx context.Context, ev omaha.Event) error {
 // noServer is there when update.server is "disabled".
 type noServer struct{}
 
-func (noServer) Check(context.Context, bool, bool) updater.Answered {
+func (noServer) Check(context.Context, updater.AskServer) updater.Answered {
 	return updater.Answered{Reason: "no server is asked (update.server is \"disabled\")"}
 }
 
