@@ -67,7 +67,7 @@ func fetch(t testing.TB, data []byte, urls ...string) *Download {
 
 func readFrom(t testing.TB, d *Download, offset int64) ([]byte, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	r, err := d.Open(ctx, offset)
 	if err != nil {

@@ -75,7 +75,7 @@ func TestPanelBoundsAGate(t *testing.T) {
 	}
 	close(release)
 	p.Limit = time.Minute
-	for deadline := time.Now().Add(30 * time.Second); p.Ask(t.Context(), now)[0].Verdict != Go; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); p.Ask(t.Context(), now)[0].Verdict != Go; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it is never asked again")
 		}

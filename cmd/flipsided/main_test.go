@@ -207,7 +207,7 @@ func TestTheProgram(t *testing.T) {
 		if err != nil {
 			t.Errorf("it ended with %v:\n%s", err, stderr.String())
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("it does not end")
 	}
 	if !strings.Contains(stderr.String(), `unknown key \"oops\"`) {

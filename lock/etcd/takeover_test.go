@@ -345,7 +345,7 @@ func TestLocksmithOnEtcd34(t *testing.T) {
 		}
 		return nil
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if err := put(`{"semaphore":1,"max":2,"holders":["n1"]}`); err == nil {
 			break
 		} else if time.Now().After(deadline) {

@@ -38,7 +38,7 @@ func lend(t *testing.T, s *single.Store, dir string) {
 			t.Error(err)
 		}
 	})
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
 		if l, err := single.Dial(t.Context(), dir); err == nil {
 			l.Close()
 			return

@@ -128,7 +128,7 @@ func TestFollow(t *testing.T) {
 	}()
 	has := func(version string) {
 		t.Helper()
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			ch, err := mirror.publish.Channel("stable")
 			if err == nil && ch.Version == version {
 				return

@@ -245,7 +245,7 @@ run = %q
 // run boots the host and runs its daemon until ok is true or it wants to reboot, and returns the last status.
 func (r *rig) run(running string, ok func(updater.Status) bool) (st updater.Status, rebooted bool) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 2*time.Minute)
 	defer cancel()
 	c := r.config(running)
 	done := make(chan error, 1)
@@ -281,7 +281,7 @@ func (r *rig) run(running string, ok func(updater.Status) bool) (st updater.Stat
 		}
 		return st, true
 	case <-ctx.Done():
-		r.t.Fatal("nothing happened for 30 seconds")
+		r.t.Fatal("nothing happened for two minutes")
 	}
 	return st, false
 }
@@ -565,7 +565,7 @@ func TestTheServiceManagerIsTold(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", path)
 	r.run(slot, settled)
 	b := make([]byte, 4096)
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	n, err := c.Read(b)
 	if err != nil || string(b[:n]) != "READY=1" {
 		t.Errorf("first told %q, %v", b[:n], err)

@@ -248,7 +248,7 @@ soak = "1s"
 
 // alone says whether the machine called name holds a slot of the semaphore, and nobody else does.
 func (l *lab) alone(name string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	st, err := l.cluster.State(ctx, "default")
 	if err != nil {
