@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/flipside-linux/flipside/payload/metadata"
 )
 
@@ -96,8 +98,8 @@ const copyBuffer = 1 << 20
 const hole = 1<<64 - 1
 
 // operations checks all operations of one partition: nothing outside it, no block twice, and no block left out. blob is where the data
-// of the next operation has to be, and moves on.
-func (p *Payload) operations(q *Partition, ops []*metadata.InstallOperation, blob *int64) error {
+// of the next operation has to be, and moves on. ops are as on the wire.
+func (p *Payload) operations(q *Partition, ops [][]byte, blob *int64) error {
 	name, blocks, oldBlocks := q.Name, blocksOf(q.Size), blocksOf(q.OldSize)
 	limit := blocks
 	inPlace := p.Major == 1 && q.OldSize > 0
@@ -113,8 +115,12 @@ func (p *Payload) operations(q *Partition, ops []*metadata.InstallOperation, blo
 		return malformed("partition %q has %d operations for %d blocks", name, len(ops), blocks)
 	}
 	q.ops = make([]operation, 0, len(ops))
-	for i, o := range ops {
-		op, err := p.operation(q, o, *blob, limit, oldBlocks)
+	var o metadata.InstallOperation
+	for i, data := range ops {
+		if err := proto.Unmarshal(data, &o); err != nil {
+			return malformed("the manifest cannot be read: partition %q, operation %d: %v", name, i, err)
+		}
+		op, err := p.operation(q, &o, *blob, limit, oldBlocks)
 		if err != nil {
 			return fmt.Errorf("partition %q, operation %d (%s): %w", name, i, Kind(o.GetType()), err)
 		}

@@ -224,8 +224,9 @@ func (p *Payload) readV2(data []byte) error {
 	if err := bound(data, messageV2(), limit); err != nil {
 		return err
 	}
+	rest, _, operations := split(data, messageV2())
 	var m metadata.Manifest
-	if err := proto.Unmarshal(data, &m); err != nil {
+	if err := proto.Unmarshal(rest, &m); err != nil {
 		return malformed("the manifest cannot be read: %v", err)
 	}
 	if m.BlockSize != nil && m.GetBlockSize() != blockSize {
@@ -246,7 +247,7 @@ func (p *Payload) readV2(data []byte) error {
 		return fmt.Errorf("%w: a delta of minor version %d, want 2 to 7", ErrUnsupported, p.Minor)
 	}
 	names := map[string]bool{}
-	for _, mp := range m.Partitions {
+	for i, mp := range m.Partitions {
 		name := mp.GetPartitionName()
 		if !validName(name) {
 			return malformed("a partition is called %q", name)
@@ -268,7 +269,7 @@ func (p *Payload) readV2(data []byte) error {
 				return malformed("the post-install program of partition %q is at %q, which is not a path inside the image", name, part.PostInstall)
 			}
 		}
-		if err := p.operations(&part, mp.Operations, &p.sigOff); err != nil {
+		if err := p.operations(&part, operations[i], &p.sigOff); err != nil {
 			return err
 		}
 		p.Partitions = append(p.Partitions, part)
@@ -280,8 +281,9 @@ func (p *Payload) readV1(data []byte) error {
 	if err := bound(data, messageV1(), maxMessagesUnsigned); err != nil {
 		return err
 	}
+	rest, operations, procedures := split(data, messageV1())
 	var m metadata.ManifestV1
-	if err := proto.Unmarshal(data, &m); err != nil {
+	if err := proto.Unmarshal(rest, &m); err != nil {
 		return malformed("the manifest cannot be read: %v", err)
 	}
 	if m.BlockSize != nil && m.GetBlockSize() != blockSize {
@@ -292,11 +294,11 @@ func (p *Payload) readV1(data []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := p.operations(&part, m.PartitionOperations, &p.sigOff); err != nil {
+	if err := p.operations(&part, operations, &p.sigOff); err != nil {
 		return err
 	}
 	p.Partitions = append(p.Partitions, part)
-	for _, proc := range m.Procedures {
+	for i, proc := range m.Procedures {
 		name, ok := map[int32]string{0: "kernel", 1: "pcr_policy"}[proc.GetType()]
 		if !ok {
 			return fmt.Errorf("%w: install procedure %d", ErrUnsupported, proc.GetType())
@@ -305,7 +307,7 @@ func (p *Payload) readV1(data []byte) error {
 		if err != nil {
 			return err
 		}
-		if err := p.operations(&part, proc.Operations, &p.sigOff); err != nil {
+		if err := p.operations(&part, procedures[i], &p.sigOff); err != nil {
 			return err
 		}
 		p.Partitions = append(p.Partitions, part)
