@@ -64,6 +64,11 @@ func TestUnits(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			m := &manager{states: tt.states}
 			tt.units.Patience, tt.units.Poll = 50*time.Millisecond, time.Millisecond
+			for _, states := range tt.states {
+				if len(states) > 1 { // it is waited for until the last one comes
+					tt.units.Patience = time.Minute
+				}
+			}
 			tt.units.Connect = func(context.Context) (Manager, error) { return m, nil }
 			err := Checks{Units: tt.units}.Run(t.Context())
 			if tt.want == "" {
