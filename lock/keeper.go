@@ -20,9 +20,10 @@ type Keeper struct {
 	opt   Options
 
 	mu     sync.Mutex
-	seen   map[string]int64  // by group and host: the revision of the last standing
-	opened map[string]opened // by group and name: the record that was verified last
-	marked map[string]bool   // by group and host: it goes down
+	seen   map[string]int64    // by group and host: the revision of the last standing
+	opened map[string]opened   // by group and name: the record that was verified last
+	marked map[string]bool     // by group and host: it goes down
+	named  map[string][]string // by group: the hosts that the owner has named last, in order
 }
 
 var _ Semaphore = (*Keeper)(nil)
@@ -52,7 +53,7 @@ func On(store Store, opt Options) *Keeper {
 	if opt.Recheck <= 0 {
 		opt.Recheck = askAgain
 	}
-	return &Keeper{store: store, opt: opt, seen: map[string]int64{}, opened: map[string]opened{}, marked: map[string]bool{}}
+	return &Keeper{store: store, opt: opt, seen: map[string]int64{}, opened: map[string]opened{}, marked: map[string]bool{}, named: map[string][]string{}}
 }
 
 func pause(ctx context.Context, d time.Duration) error {

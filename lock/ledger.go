@@ -87,41 +87,53 @@ func (k *Keeper) ledger(ctx context.Context, group string, s State) (*ledger, er
 	return l, l.verify(k, owners)
 }
 
-// readLedger reads what the owner has signed and then the records of the hosts that it names: whoever may write to the store can add as many others as they like.
+// readLedger reads what the owner has signed and the records of the hosts that it names: whoever may write to the store can add as many others as they like. The hosts are
+// mostly those of the last time, and are asked for in one go.
 func (k *Keeper) readLedger(ctx context.Context, group string) (*ledger, error) {
 	owners, err := k.owners()
 	if err != nil {
 		return nil, err
 	}
 	l := &ledger{group: group, records: map[string]Record{}, known: map[string]holding{}}
-	if err := l.read(ctx, k.store, ownerRecord); err != nil {
+	k.mu.Lock()
+	asked := k.named[group]
+	k.mu.Unlock()
+	if err := l.read(ctx, k.store, append([]string{ownerRecord}, asked...)...); err != nil {
 		return nil, err
 	}
 	st, by, err := k.last(group, l.record(ownerRecord))
 	if err != nil || !slices.Contains(owners, by) {
 		return l, nil // verify says so
 	}
-	for names := range slices.Chunk(slices.Sorted(maps.Keys(st.Keys)), recordsAtOnce) {
-		if err := l.read(ctx, k.store, names...); err != nil {
+	names := slices.Sorted(maps.Keys(st.Keys))
+	if slices.Equal(names, asked) {
+		return l, nil
+	}
+	var more []string
+	for _, name := range names {
+		if _, ok := slices.BinarySearch(asked, name); !ok {
+			more = append(more, name)
+		}
+	}
+	if len(more) > 0 {
+		if err := l.read(ctx, k.store, more...); err != nil {
 			return nil, err
 		}
 	}
+	maps.DeleteFunc(l.records, func(name string, _ Record) bool {
+		_, named := st.Keys[name]
+		return !named && name != ownerRecord
+	})
+	k.mu.Lock()
+	k.named[group] = names
+	k.mu.Unlock()
 	return l, nil
 }
-
-// recordsAtOnce is how many records are asked for at once, and maxWord bounds what is kept of what a host has said: it is a few kilobytes long.
-const (
-	recordsAtOnce = 64
-	maxWord       = 64 << 10
-)
 
 func (l *ledger) read(ctx context.Context, store Store, names ...string) error {
 	list, err := store.Records(ctx, l.group, names...)
 	for _, r := range list {
-		if r.Name != ownerRecord && len(r.Data) > maxWord {
-			r.Data = nil // no host has written that
-		}
-		l.records[r.Name] = r
+		l.records[r.Name] = r.Bounded()
 	}
 	return err
 }

@@ -187,9 +187,13 @@ func (m *Memory) Follow(ctx context.Context, group string, after int64, changed 
 func (m *Memory) Records(ctx context.Context, group string, names ...string) ([]Record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	records := m.group(group).records
+	if len(names) == 0 {
+		return slices.Collect(maps.Values(records)), ctx.Err()
+	}
 	var list []Record
-	for _, r := range m.group(group).records {
-		if len(names) == 0 || slices.Contains(names, r.Name) {
+	for _, name := range names {
+		if r, ok := records[name]; ok {
 			list = append(list, r)
 		}
 	}

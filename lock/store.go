@@ -23,7 +23,8 @@ type Store interface {
 	// that can no longer be told.
 	Watch(ctx context.Context, group, host string, after int64) error
 	// Records returns the signed records of a group that have one of these names; without names all of them, which is for an operator: anybody who may
-	// write to the store can add to them. They are no older than what Read has returned before.
+	// write to the store can add to them. They are no older than what Read has returned before. One that is longer than any host writes may come
+	// without its data; see [Record.Bounded].
 	Records(ctx context.Context, group string, names ...string) ([]Record, error)
 	// History returns the audit trail, each entry under the number that it was committed with.
 	History(ctx context.Context, group string) ([][]byte, error)
@@ -71,4 +72,15 @@ type Record struct {
 	Born    int64  // the revision at which it was made. One that is deleted and made again has another
 	Version int64  // how often it was written, 1 when it was made
 	Place   string `json:",omitempty"` // what the store calls itself, "" if it has no name: what was signed for one is nothing in another
+}
+
+// maxWord bounds what is kept of what a host has said: it is a few kilobytes long.
+const maxWord = 64 << 10
+
+// Bounded is the record, without its data if it is longer than any host writes. The owner's may be long: it names every host.
+func (r Record) Bounded() Record {
+	if r.Name != ownerRecord && len(r.Data) > maxWord {
+		r.Data = nil
+	}
+	return r
 }

@@ -78,6 +78,8 @@ type Store struct {
 	lease clientv3.LeaseID // of this client's places in the queue
 	gone  <-chan *clientv3.LeaseKeepAliveResponse
 	stop  context.CancelFunc // of keeping the lease alive
+
+	read map[string]map[string]seen // by group and name: the records of large groups as they were read last
 }
 
 var _ lock.Store = (*Store)(nil)
@@ -364,9 +366,85 @@ func (s *Store) place(cluster uint64) string { return fmt.Sprintf("etcd:%x%s", c
 
 // Records implements [lock.Store].
 func (s *Store) Records(ctx context.Context, group string, names ...string) ([]lock.Record, error) {
-	if len(names) == 0 {
+	switch {
+	case len(names) == 0:
 		return s.allRecords(ctx, group)
+	case len(names) > atOnce:
+		if list, ok, err := s.changedRecords(ctx, group, names); ok || err != nil {
+			return list, err
+		}
 	}
+	return s.namedRecords(ctx, group, names)
+}
+
+// seen is a record and the revision at which it was written.
+type seen struct {
+	lock.Record
+	written int64
+}
+
+// changedRecords reads the records of a large group: first who has written when, and then what is not known yet. It does nothing when somebody has put so many others beside them that the
+// list alone would be long.
+func (s *Store) changedRecords(ctx context.Context, group string, names []string) (list []lock.Record, ok bool, err error) {
+	now := make(map[string]seen, len(names))
+	more := false
+	err = s.try(ctx, func(ctx context.Context) error {
+		resp, err := s.c.Get(ctx, s.record(group), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(int64(2*len(names)+atOnce)))
+		if err != nil {
+			return err
+		}
+		more = resp.More
+		clear(now)
+		for _, kv := range resp.Kvs {
+			name := strings.TrimPrefix(string(kv.Key), s.record(group))
+			now[name] = seen{lock.Record{Name: name, Born: kv.CreateRevision, Version: kv.Version, Place: s.place(resp.Header.ClusterId)}, kv.ModRevision}
+		}
+		return nil
+	})
+	if err != nil || more {
+		return nil, false, err
+	}
+	s.mu.Lock()
+	old := s.read[group]
+	s.mu.Unlock()
+	known := make(map[string]seen, len(names))
+	var unknown []string
+	for _, name := range names {
+		is, there := now[name]
+		was := old[name]
+		if is.Data = was.Data; !there {
+			continue
+		}
+		if was.written == is.written && was.Born == is.Born && was.Version == is.Version && was.Place == is.Place {
+			known[name] = is
+		} else {
+			unknown = append(unknown, name)
+		}
+	}
+	fresh, err := s.namedRecords(ctx, group, unknown)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, r := range fresh {
+		known[r.Name] = seen{r, now[r.Name].written} // if it was written again meanwhile, the next look tells by its version
+	}
+	list = make([]lock.Record, 0, len(known))
+	for _, name := range names {
+		if r, ok := known[name]; ok {
+			list = append(list, r.Record)
+		}
+	}
+	s.mu.Lock()
+	if s.read == nil {
+		s.read = map[string]map[string]seen{}
+	}
+	s.read[group] = known
+	s.mu.Unlock()
+	return list, true, nil
+}
+
+// namedRecords reads records by their names.
+func (s *Store) namedRecords(ctx context.Context, group string, names []string) ([]lock.Record, error) {
 	var list []lock.Record
 	for some := range slices.Chunk(names, atOnce) {
 		var ops []clientv3.Op
@@ -380,7 +458,7 @@ func (s *Store) Records(ctx context.Context, group string, names ...string) ([]l
 			}
 			for i, name := range some {
 				for _, kv := range resp.Responses[i].GetResponseRange().Kvs {
-					list = append(list, lock.Record{Name: name, Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version, Place: s.place(resp.Header.ClusterId)})
+					list = append(list, lock.Record{Name: name, Data: kv.Value, Born: kv.CreateRevision, Version: kv.Version, Place: s.place(resp.Header.ClusterId)}.Bounded())
 				}
 			}
 			return nil
