@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/bus"
 	"github.com/flipside-linux/flipside/updater/control"
 )
 
@@ -80,7 +83,23 @@ func (a *app) do(ctx context.Context, c control.Command) (updater.Status, error)
 		return updater.Status{}, err
 	}
 	st, err := control.Do(ctx, socket, c)
+	if a.mayAskBus(err) && !c.BelowFloor {
+		var onBus error
+		if st, onBus = a.busClient().Do(ctx, c); !errors.Is(onBus, control.ErrNotRunning) {
+			return st, daemonError(onBus)
+		}
+	}
 	return st, daemonError(err)
+}
+
+// mayAskBus says whether the daemon that the socket speaks for is worth asking on the bus. On the system's bus is the system's daemon, and no other that somebody has named.
+func (a *app) mayAskBus(err error) bool {
+	return errors.Is(err, control.ErrDenied) && (a.bus != "" || a.socket == "" && a.config == "")
+}
+
+func (a *app) busClient() bus.Client {
+	f, ok := a.stdin.(*os.File)
+	return bus.Client{Address: a.bus, Ask: ok && term.IsTerminal(int(f.Fd()))}
 }
 
 // answered tells the daemon to do something that ends in a check, and waits until its answer, and that of the download gates, is in.

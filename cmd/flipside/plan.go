@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -34,6 +35,11 @@ func (a *app) plan(cmd *cobra.Command, channel string) error {
 		return err
 	}
 	p, err := control.Plan(cmd.Context(), socket, channel)
+	if a.mayAskBus(err) {
+		if onBus, e := a.busClient().Plan(cmd.Context(), channel); !errors.Is(e, control.ErrNotRunning) {
+			p, err = onBus, e
+		}
+	}
 	if err != nil {
 		return daemonError(err)
 	}

@@ -36,6 +36,7 @@ type app struct {
 	json   bool
 	config string // path of the daemon's configuration
 	socket string // path of the daemon's control socket; empty: from the configuration
+	bus    string // address of the message bus of a test; empty: the system's
 }
 
 func main() {

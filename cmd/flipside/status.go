@@ -55,7 +55,7 @@ func daemonError(err error) error {
 	case errors.Is(err, control.ErrNotRunning):
 		return withHint(err, "systemctl status flipsided says why; --socket or --config name another daemon")
 	case errors.Is(err, control.ErrDenied):
-		return withHint(withExit(exitPermitted, err), "run it as root")
+		return withHint(withExit(exitPermitted, err), "run it as root, or let polkit allow the action (docs/dbus.md)")
 	case errors.Is(err, updater.ErrNothing):
 		return withExit(exitNothing, err)
 	case errors.Is(err, updater.ErrUnderWay):

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +32,11 @@ func TestMain(m *testing.M) {
 	call := os.Getenv("FLIPSIDE_TEST_BUS_CALL")
 	if call == "" {
 		os.Exit(m.Run())
+	}
+	if action, ok := strings.CutPrefix(call, "do "); ok {
+		_, err := Client{Address: os.Getenv("FLIPSIDE_TEST_BUS")}.Do(context.Background(), control.Command{Action: control.Action(action)})
+		fmt.Printf("denied: %v, not running: %v: %v\n", errors.Is(err, control.ErrDenied), errors.Is(err, control.ErrNotRunning), err)
+		return
 	}
 	dest, member, _ := strings.Cut(call, " ")
 	path := dbus.ObjectPath("/" + strings.ReplaceAll(dest, ".", "/"))
@@ -438,7 +444,14 @@ func TestPolkit(t *testing.T) {
 	if !strings.Contains(out, "org.flipside.updater1.rollback") || strings.Contains(out, "cannot be asked") {
 		t.Errorf("Rollback, which no rule allows: %s", out)
 	}
-	if did := strings.Join(d.done(), "; "); did != fmt.Sprintf("check by user %d", nobody) {
+	// As the flipside command asks.
+	if out := asUser(t, address, "do", "check"); out != "denied: false, not running: false: <nil>" {
+		t.Errorf("a check by the client, which a rule allows: %s", out)
+	}
+	if out := asUser(t, address, "do", "reboot-now"); !strings.HasPrefix(out, "denied: true, not running: false: not permitted: it needs the polkit action org.flipside.updater1.reboot-now") {
+		t.Errorf("a reboot by the client, which no rule allows: %s", out)
+	}
+	if did := strings.Join(d.done(), "; "); did != fmt.Sprintf("check by user %d; check by user %[1]d", nobody) {
 		t.Errorf("done: %s", did)
 	}
 }
@@ -466,5 +479,45 @@ func TestThePolicyFileHasEveryAction(t *testing.T) {
 	}
 	if strings.Join(have, " ") != strings.Join(want, " ") {
 		t.Errorf("the file has\n%s\nthe code wants\n%s", strings.Join(have, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// The client gives every order that the socket takes, but those that the bus has none for, and tells the daemon's refusals apart.
+func TestClient(t *testing.T) {
+	address := startBus(t)
+	c := Client{Address: address}
+	if _, err := c.Do(t.Context(), control.Command{Action: control.Check}); !errors.Is(err, control.ErrNotRunning) {
+		t.Errorf("no daemon on the bus: %v", err)
+	}
+	d := newFake(updater.Status{Phase: updater.Idle, Version: "1.0.0"})
+	start(t, address, d, nil)
+	var want []string
+	for _, action := range control.Actions() {
+		st, err := c.Do(t.Context(), control.Command{Action: action})
+		if err != nil || st.Version != "1.0.0" {
+			t.Errorf("%s: %+v, %v", action, st, err)
+		}
+		want = append(want, string(action)+" by user 0")
+	}
+	if did := d.done(); !slices.Equal(did, want) {
+		t.Errorf("done: %q, want %q", did, want)
+	}
+	if p, err := c.Plan(t.Context(), "beta"); err != nil || p.Channel != "beta" {
+		t.Errorf("%+v, %v", p, err)
+	}
+	for _, kind := range []error{updater.ErrNothing, updater.ErrUnderWay, updater.ErrBelowFloor, control.ErrBadCommand} {
+		d.mu.Lock()
+		d.refuse = fmt.Errorf("%w: so it is", kind)
+		d.mu.Unlock()
+		if _, err := c.Do(t.Context(), control.Command{Action: control.Rollback}); !errors.Is(err, kind) || err.Error() != kind.Error()+": so it is" {
+			t.Errorf("%v came as %v", kind, err)
+		}
+	}
+	before := len(d.done())
+	if _, err := c.Do(t.Context(), control.Command{Action: control.Rollback, BelowFloor: true}); !errors.Is(err, control.ErrDenied) || len(d.done()) != before {
+		t.Errorf("below the floor: %v, %q", err, d.done()[before:])
+	}
+	if _, err := (Client{Address: "unix:path=/nowhere"}).Do(t.Context(), control.Command{Action: control.Check}); !errors.Is(err, control.ErrNotRunning) {
+		t.Errorf("no bus: %v", err)
 	}
 }
