@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/partition"
 )
@@ -91,6 +92,18 @@ func findPartition(disk, typeGUID string, wanted func(partition.Slot) bool) (str
 		if time.Now().After(deadline) {
 			return "", fmt.Errorf("the kernel shows no device for partition %d of %s", found[0], disk)
 		}
+		rescan(disk)
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// rescan has the kernel read the partition table again. When it found the disk, the primary copy may have been bad: power had gone in the middle of a change. The
+// kernel then looks at the backup only if "gpt" is on its command line, and otherwise shows no partitions. Since then takeSlot has repaired the table.
+func rescan(disk string) {
+	f, err := os.Open(disk)
+	if err != nil {
+		return // whoever waits for a partition says that it does not come
+	}
+	defer f.Close()
+	unix.IoctlSetInt(int(f.Fd()), unix.BLKRRPART, 0)
 }

@@ -114,7 +114,7 @@ func entries(ctx context.Context, l *lab) error {
 }
 
 func options(entry string) string {
-	return "flipside.entry=" + entry + " console=ttyS0 panic=-1"
+	return "flipside.entry=" + entry + " console=ttyS0 panic=-1 no_timer_check"
 }
 
 // firmware is a virtual machine with UEFI and systemd-boot on its disk.
@@ -164,7 +164,7 @@ func (e *firmware) make(ctx context.Context) error {
 	}
 	for _, step := range [][]string{
 		{"mmd", "::EFI", "::EFI/BOOT", "::loader", "::loader/entries"},
-		{"mcopy", systemdBoot, "::EFI/BOOT/BOOTX64.EFI"}, {"mcopy", e.lab.stage("stage.kernel"), "::vmlinuz"}, {"mcopy", conf, "::loader/loader.conf"},
+		{"mcopy", systemdBoot, "::EFI/BOOT/BOOTX64.EFI"}, {"mcopy", e.lab.file("stage.kernel"), "::vmlinuz"}, {"mcopy", conf, "::loader/loader.conf"},
 	} {
 		if _, err := e.mtools(ctx, step[0], step[1:]...); err != nil {
 			return err
@@ -237,7 +237,7 @@ func (e *firmware) boot(ctx context.Context) (string, error) {
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot",
 		"-drive", "if=pflash,format=raw,readonly=on,file="+ovmfCode, "-drive", "if=pflash,format=raw,file="+e.path("vars.fd"),
 		"-drive", "if=none,id=d,format=raw,file="+e.path("disk.img"), "-device", "nvme,drive=d,serial=flipside", "-serial", "file:"+console).CombinedOutput()
-	e.lab.count.boots++
+	e.lab.booted()
 	text, err2 := os.ReadFile(console)
 	if err := errors.Join(err, err2); err != nil {
 		return "", fmt.Errorf("QEMU: %w: %s; the console's last word: %s", err, out, tail(string(text), 400))

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,24 +22,26 @@ import (
 // lab is the world around the machines: the release server, an etcd, and the releases.
 type lab struct {
 	images, out string
-	cores       int
+	cores       int // of a machine
+	jobs        int // machines that lose power side by side
 	cuts        int
 	slow        float64
-	random      *rand.Rand
+	seed        uint64
 	releases    []*release
 
 	server    *server.Server
 	semaphore *lock.Keeper
-	url, etcd string
+	etcd      string
 	closers   []func()
-	machines  []*machine
 
-	count struct{ cuts, boots, lost int }
-
-	mu     sync.Mutex
-	start  time.Time
-	events []event
-	parts  []part
+	mu       sync.Mutex
+	machines []*machine
+	count    struct{ cuts, boots, lost int }
+	fell     map[stage]int // power cuts, by what the machine was seen to be doing
+	lasted   map[stage]time.Duration
+	start    time.Time
+	events   []event
+	parts    []part
 }
 
 // event is something that happened to a machine, for the report's time line.
@@ -59,7 +59,7 @@ type part struct {
 
 // newLab starts the servers and looks at the releases.
 func newLab(ctx context.Context, images, out string) (*lab, error) {
-	l := &lab{images: images, out: out, cores: min(2, runtime.NumCPU()), start: time.Now()}
+	l := &lab{images: images, out: out, cores: min(2, runtime.NumCPU()), jobs: 1, fell: map[stage]int{}, lasted: map[stage]time.Duration{}, start: time.Now()}
 	if err := l.readReleases(); err != nil {
 		return nil, err
 	}
@@ -87,20 +87,10 @@ func newLab(ctx context.Context, images, out string) (*lab, error) {
 	l.semaphore = client
 	// QEMU's user network has this machine's loopback interface at 10.0.2.2.
 	l.etcd = strings.Replace(endpoint, "127.0.0.1", "10.0.2.2", 1)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	if l.server, err = server.New(filepath.Join(work, "releases"), server.Options{}); err != nil {
 		return nil, err
 	}
-	public := fmt.Sprintf("http://10.0.2.2:%d", listener.Addr().(*net.TCPAddr).Port)
-	l.url = public + "/v1/update/"
-	if l.server, err = server.New(filepath.Join(work, "releases"), server.Options{PublicURL: public}); err != nil {
-		return nil, errors.Join(err, listener.Close())
-	}
 	l.closers = append(l.closers, func() { l.server.Close() })
-	serving, stopServing := context.WithCancel(context.Background())
-	served := make(chan struct{})
-	go func() { defer close(served); l.server.Serve(serving, listener) }()
-	l.closers = append(l.closers, func() { stopServing(); <-served })
 	ok = true
 	return l, nil
 }
@@ -114,13 +104,16 @@ func (l *lab) close() {
 
 // reset switches every machine off and forgets it.
 func (l *lab) reset() {
-	for _, m := range l.machines {
-		m.off(false)
-	}
+	l.mu.Lock()
+	machines := l.machines
 	l.machines = nil
+	l.mu.Unlock()
+	for _, m := range machines {
+		m.close()
+	}
 }
 
-func (l *lab) stage(name string) string { return filepath.Join(l.images, "base", name) }
+func (l *lab) file(name string) string { return filepath.Join(l.images, "base", name) }
 
 // publish makes a release the newest on the channel of a scenario: machines of another scenario see nothing of it.
 func (l *lab) publish(ctx context.Context, channel string, r *release) error {
@@ -130,27 +123,33 @@ func (l *lab) publish(ctx context.Context, channel string, r *release) error {
 
 // machine makes a machine whose disk is that of the first release, as an installer would leave it.
 func (l *lab) machine(ctx context.Context, name, channel string) (*machine, error) {
-	m := &machine{lab: l, name: name, dir: filepath.Join(l.out, name)}
+	m := &machine{lab: l, name: name, dir: filepath.Join(l.out, name), cores: l.cores, watchdog: 600}
 	if err := errors.Join(os.RemoveAll(m.dir), os.MkdirAll(m.dir, 0o755)); err != nil {
 		return nil, err
 	}
+	if err := m.openDoor(); err != nil {
+		return nil, err
+	}
 	if err := m.install(ctx, channel); err != nil {
+		m.close()
 		return nil, fmt.Errorf("installing %s: %w", name, err)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.machines = append(l.machines, m)
 	return m, nil
 }
 
 // install makes the disk and writes the host's own configuration to its root file system.
 func (m *machine) install(ctx context.Context, channel string) error {
-	if err := copySparse(m.disk(), m.lab.stage("disk.img")); err != nil {
+	if err := copySparse(m.disk(), m.lab.file("disk.img")); err != nil {
 		return err
 	}
 	root, err := rootOffset(m.disk())
 	if err != nil {
 		return err
 	}
-	conf := fmt.Sprintf(hostConfig, m.lab.url, channel, m.lab.etcd, "vm-"+channel, m.name)
+	conf := fmt.Sprintf(hostConfig, m.url, channel, m.lab.etcd, "vm-"+channel, m.name)
 	for name, text := range map[string]string{"/etc/flipside/flipside.toml": conf, "/etc/hostname": m.name + "\n", "/etc/machine-id": machineID(m.name) + "\n"} {
 		tmp := m.path("install")
 		if err := os.WriteFile(tmp, []byte(text), 0o644); err != nil {
@@ -227,4 +226,18 @@ func (l *lab) endChapter(err error) {
 	defer l.mu.Unlock()
 	p := &l.parts[len(l.parts)-1]
 	p.to, p.err = time.Since(l.start), err
+}
+
+// booted counts a machine that is switched on.
+func (l *lab) booted() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count.boots++
+}
+
+// lose counts a host that does not come back.
+func (l *lab) lose() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count.lost++
 }

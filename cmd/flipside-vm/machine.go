@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/control"
 	"github.com/flipside-linux/flipside/updater/trust"
 )
 
@@ -26,7 +28,14 @@ type machine struct {
 	lab  *lab
 	name string
 	dir  string
-	tpm  bool // it has one, which keeps its state over power cuts, and when the disk is replaced
+	tpm  bool   // it has one, which keeps its state over power cuts, and when the disk is replaced
+	url  string // of the release server, as this machine sees it
+
+	random *rand.Rand // decides when its power is cut, and what that loses
+	door   *door
+	cores  int
+
+	watchdog int // seconds until it restarts when it hangs; software emulation on a busy machine is slow
 
 	mu      sync.Mutex
 	proc    *exec.Cmd
@@ -36,7 +45,7 @@ type machine struct {
 	floor   trust.Level // of releases; only with a TPM
 	reports int         // of status, since power-on
 	console string      // the end of what the console said
-	slots   int         // slots that the boot stage chose, since power-on
+	at      progress
 }
 
 func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
@@ -52,9 +61,22 @@ func (m *machine) on(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	parts, err := spans(m.disk())
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.name, err)
+	}
+	record, err := os.Open(m.path("writes.log"))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			record.Close()
+		}
+	}()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.status, m.floor, m.reports, m.console, m.slots = updater.Status{}, trust.Level{}, 0, "", 0
+	m.status, m.floor, m.reports, m.console, m.at = updater.Status{}, trust.Level{}, 0, "", progress{tape: &tape{spans: parts, log: record}}
 	// The boot stage's kernel and initramfs are what a firmware would have found.
 	accel := "tcg,tb-size=256" // MiB of translated code; the default grows over reboots
 	if _, err := os.Stat("/dev/kvm"); err == nil {
@@ -67,12 +89,14 @@ func (m *machine) on(ctx context.Context) (err error) {
 		}
 	}
 	m.proc = exec.CommandContext(ctx, "qemu-system-x86_64", append(tpm,
-		"-name", m.name, "-M", "q35", "-accel", accel, "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(m.lab.cores),
+		"-name", m.name, "-M", "q35", "-accel", accel, "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(m.cores),
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
-		"-kernel", m.lab.stage("stage.kernel"), "-initrd", m.lab.stage("stage.initrd"),
-		"-append", "console=ttyS0 panic=-1 quiet flipside.watchdog=90",
-		"-blockdev", "driver=blklogwrites,node-name=d,log-super-update-interval=1,file.driver=file,file.filename="+m.path("run.img")+",log.driver=file,log.filename="+m.path("writes.log"),
-		"-device", "nvme,drive=d,serial=flipside",
+		"-kernel", m.lab.file("stage.kernel"), "-initrd", m.lab.file("stage.initrd"),
+		"-append", "console=ttyS0 panic=-1 quiet no_timer_check nvme.io_queue_depth=2 flipside.watchdog="+strconv.Itoa(m.watchdog),
+		// A flush is recorded, and this machine's own disk need not be waited for. One write at a time, see errHole.
+		"-blockdev", "driver=blklogwrites,node-name=d,log-super-update-interval=1,file.driver=file,file.cache.no-flush=on,file.filename="+m.path("run.img")+
+			",log.driver=file,log.cache.no-flush=on,log.filename="+m.path("writes.log"),
+		"-device", "nvme,drive=d,serial=flipside,max_ioqpairs=1",
 		"-netdev", "user,id=n,restrict=off", "-device", "virtio-net-pci,netdev=n",
 		"-serial", "file:"+m.path("console"), "-serial", "file:"+m.path("status"))...)
 	m.proc.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -82,18 +106,20 @@ func (m *machine) on(ctx context.Context) (err error) {
 		return fmt.Errorf("%s: %w", m.name, err)
 	}
 	m.done = make(chan struct{})
-	m.lab.count.boots++
+	m.lab.booted()
 	m.lab.mark(m, "on", "")
 	proc, done := m.proc, m.done
 	watching, stop := context.WithCancel(ctx)
 	var watchers sync.WaitGroup
 	watchers.Go(func() { m.follow(watching, "console", m.hear) })
 	watchers.Go(func() { m.follow(watching, "status", m.read) })
+	watchers.Go(func() { m.followTape(watching) })
 	go func() {
 		defer close(done)
 		err := proc.Wait()
 		stop()
 		watchers.Wait()
+		record.Close()
 		if err != nil && errs.Len() > 0 {
 			m.lab.say("%s: QEMU says: %s", m.name, strings.TrimSpace(errs.String()))
 		}
@@ -179,14 +205,20 @@ func (m *machine) hear(line string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.console = tail(m.console+line+"\n", 4000)
-	if _, slot, ok := strings.Cut(line, "flipside-init: slot "); ok {
-		m.slots++
-		m.status, m.reports = updater.Status{}, 0 // what the system said before it rebooted
+	_, slot, chosen := strings.Cut(line, "flipside-init: slot ")
+	switch {
+	case chosen:
 		label, _, _ := strings.Cut(slot, ",")
+		m.at.slot = label
 		m.lab.mark(m, "boot", label)
-	}
-	if strings.Contains(line, "Kernel panic") {
-		m.lab.mark(m, "panic", "")
+	case strings.Contains(line, "reboot: Restarting system"), strings.Contains(line, "Kernel panic"):
+		if strings.Contains(line, "Kernel panic") {
+			m.lab.mark(m, "panic", "")
+		}
+		m.status, m.reports = updater.Status{}, 0 // what the system said before it rebooted
+		m.at = progress{tape: m.at.tape, restarts: m.at.restarts + 1, reset: m.at.tape.length()}
+	case strings.Contains(line, "flipside-init: /usr is"):
+		m.at.system, m.at.systemAt = true, m.at.tape.length()
 	}
 }
 
@@ -207,15 +239,17 @@ func (m *machine) read(line string) {
 		}
 		return
 	}
-	var st updater.Status
-	if json.Unmarshal([]byte(line), &st) != nil || st.Phase == "" {
+	var said control.Reply
+	if json.Unmarshal([]byte(line), &said) != nil || said.Status == nil || said.Status.Phase == "" {
 		return // cut off by a reboot, or said before the engine had begun
 	}
+	st := *said.Status
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.reports == 0 || st.Phase != m.status.Phase || why(st) != why(m.status) {
 		m.lab.mark(m, string(st.Phase), st.Version+": "+st.Why)
 	}
+	m.at.see(st)
 	m.status = st
 	m.reports++
 }
@@ -235,18 +269,25 @@ type view struct {
 	status updater.Status
 	floor  trust.Level
 	up     bool // the daemon has spoken since the last boot
-	slots  int
+	stage  stage
+	resets int  // since power-on
+	trial  bool // it boots a release that is new to it
+	// the stage has begun to change what boots next
+	changes bool
 }
 
 func (m *machine) view() view {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return view{m.status, m.floor, m.reports > 0, m.slots}
+	s := m.stageNow()
+	return view{m.status, m.floor, m.reports > 0, s, m.at.restarts, m.at.restarts > 0 || m.at.trial, m.at.firstOf(s) >= 0}
 }
 
-// until waits for something to be so.
+// until waits for something to be so. The limit is for a machine that has its cores to itself: as long as QEMU did not get that much of the processor, it
+// waits on, up to ten times the limit.
 func (m *machine) until(ctx context.Context, limit time.Duration, what string, ok func(view) bool) error {
-	deadline := time.Now().Add(time.Duration(float64(limit) * m.lab.slow))
+	limit = time.Duration(float64(limit) * m.lab.slow)
+	began, used := time.Now(), m.used()
 	for {
 		v := m.view()
 		if ok(v) {
@@ -259,45 +300,65 @@ func (m *machine) until(ctx context.Context, limit time.Duration, what string, o
 			return fmt.Errorf("%s: QEMU ended while waiting until %s", m.name, what)
 		case <-time.After(20 * time.Millisecond):
 		}
-		if time.Now().After(deadline) {
+		if took := time.Since(began); took > limit && (m.used()-used > limit || took > 10*limit) {
 			m.mu.Lock()
 			console := tail(m.console, 800)
 			m.mu.Unlock()
 			return fmt.Errorf("%s: it did not happen within %.0f s that %s; the daemon's last word: %s %s: %s; the console's: %s",
-				m.name, limit.Seconds()*m.lab.slow, what, v.status.Version, v.status.Phase, v.status.Why, console)
+				m.name, took.Seconds(), what, v.status.Version, v.status.Phase, v.status.Why, console)
 		}
 	}
 }
 
-// cut cuts the power. What was not flushed may be lost.
-func (m *machine) cut() error {
-	m.lab.count.cuts++
-	lost, err := m.off(true)
-	if err != nil {
-		return err
+// used is how long QEMU has had a processor.
+func (m *machine) used() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.proc == nil {
+		return 0
 	}
-	m.lab.mark(m, "cut", lost.String())
-	return nil
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.proc.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	const user, system, tick = 11, 12, 10 * time.Millisecond // proc(5), counted after the name
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) <= system {
+		return 0
+	}
+	u, _ := strconv.ParseInt(fields[user], 10, 64)
+	s, _ := strconv.ParseInt(fields[system], 10, 64)
+	return time.Duration(u+s) * tick
 }
 
-// off ends QEMU and brings the disk to where it is then.
-func (m *machine) off(lossy bool) (loss, error) {
+// off ends QEMU and brings the disk to where it is then: where every write is on it.
+func (m *machine) off() error {
+	if !m.end() {
+		return nil
+	}
+	_, err := replay(m.disk(), m.path("writes.log"), -1, nil)
+	return errors.Join(err, os.Remove(m.path("run.img")), os.Remove(m.path("writes.log")))
+}
+
+// end ends QEMU, and reports whether it ran.
+func (m *machine) end() bool {
 	m.mu.Lock()
 	proc, done := m.proc, m.done
 	m.proc = nil
 	m.mu.Unlock()
 	if proc == nil {
-		return loss{}, nil
+		return false
 	}
 	proc.Process.Kill()
 	<-done
 	if m.tpm {
 		<-m.tpmDone
 	}
-	random := m.lab.random
-	if !lossy {
-		random = nil
-	}
-	lost, err := replay(m.disk(), m.path("writes.log"), random)
-	return lost, errors.Join(err, os.Remove(m.path("run.img")), os.Remove(m.path("writes.log")))
+	return true
+}
+
+// close switches the machine off for good.
+func (m *machine) close() {
+	m.off()
+	m.door.close()
 }

@@ -14,10 +14,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -30,6 +30,7 @@ func main() {
 	run := flag.String("run", "update,panic,hang,sick,cuts,table,two,rollback,entries", "scenarios, in order, of: "+strings.Join(slices.Sorted(keys(scenarios)), ", "))
 	cuts := flag.Int("cuts", 30, "power cuts")
 	seed := flag.Uint64("seed", 1, "of the moments at which power is cut and of what the disk loses then")
+	jobs := flag.Int("jobs", runtime.NumCPU(), "machines that lose power side by side")
 	slow := flag.Float64("slow", 1, "multiplies every time limit")
 	flag.Parse()
 	if *images == "" || *out == "" || flag.NArg() > 0 {
@@ -38,7 +39,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := prove(ctx, *images, *out, strings.Split(*run, ","), *cuts, *seed, *slow); err != nil {
+	if err := prove(ctx, *images, *out, strings.Split(*run, ","), *cuts, *jobs, *seed, *slow); err != nil {
 		fmt.Fprintln(os.Stderr, "flipside-vm:", err)
 		os.Exit(1)
 	}
@@ -55,7 +56,7 @@ func keys(m map[string]func(context.Context, *lab) error) func(yield func(string
 }
 
 // prove runs scenarios and writes the report, of those that failed too.
-func prove(ctx context.Context, images, out string, names []string, cuts int, seed uint64, slow float64) error {
+func prove(ctx context.Context, images, out string, names []string, cuts, jobs int, seed uint64, slow float64) error {
 	for _, n := range names {
 		if scenarios[n] == nil {
 			return fmt.Errorf("no scenario is called %q", n)
@@ -69,7 +70,7 @@ func prove(ctx context.Context, images, out string, names []string, cuts int, se
 		return err
 	}
 	defer l.close()
-	l.cuts, l.slow, l.random = cuts, slow, rand.New(rand.NewPCG(seed, 0))
+	l.cuts, l.jobs, l.slow, l.seed = cuts, max(1, jobs), slow, seed
 	l.say("seed %d; %d cores for software emulation; limits × %.1f", seed, l.cores, slow)
 	var errs []error
 	for _, n := range names {
@@ -91,6 +92,9 @@ func prove(ctx context.Context, images, out string, names []string, cuts int, se
 	report := filepath.Join(out, "report.html")
 	if err := l.report(report, seed); err != nil {
 		errs = append(errs, err)
+	}
+	if l.count.cuts > 0 {
+		l.say("power cuts by what the machine was seen to do: %s", l.where())
 	}
 	l.say("%d power cuts, %d boots, %d hosts lost; report: %s", l.count.cuts, l.count.boots, l.count.lost, report)
 	return errors.Join(errs...)

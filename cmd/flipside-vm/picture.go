@@ -54,6 +54,9 @@ func (l *lab) picture() string {
 	height := top + step*float64(len(lines)) + 30
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" font-family="system-ui,sans-serif" font-size="12" role="img" aria-label="time lines of %d virtual machines">`+"\n", left+width+20, height, len(lines))
 	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="8" y="22" font-size="15" font-weight="700" fill="#1d2330">%d power cuts, %d hosts lost</text>`+"\n", l.count.cuts, l.count.lost)
+	if w := l.where(); w != "" {
+		fmt.Fprintf(&b, `<text x="%.0f" y="22" text-anchor="end" fill="#445">cuts seen in: %s</text>`+"\n", left+width+10, w)
+	}
 	at := 8.0
 	for _, p := range phases {
 		fmt.Fprintf(&b, `<rect x="%.0f" y="36" width="11" height="11" fill="%s"/><text x="%.0f" y="46" fill="#445">%s</text>`+"\n", at, p.color, at+15, p.text)

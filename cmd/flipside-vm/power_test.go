@@ -44,7 +44,7 @@ func TestReplay(t *testing.T) {
 		if err := os.WriteFile(disk, fill('.', 16), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		lost, err := replay(disk, log, rand.New(rand.NewPCG(seed, 0)))
+		lost, err := replay(disk, log, -1, rand.New(rand.NewPCG(seed, 0)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +69,7 @@ func TestReplay(t *testing.T) {
 	if err := os.WriteFile(disk, fill('.', 16), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if lost, err := replay(disk, log, nil); err != nil || lost.dropped+lost.torn > 0 {
+	if lost, err := replay(disk, log, -1, nil); err != nil || lost.dropped+lost.torn > 0 {
 		t.Errorf("without a power cut: %v, %v", lost, err)
 	}
 }

@@ -28,9 +28,9 @@ type release struct {
 	size          int64  // of usr, bytes
 }
 
-// readReleases reads the folder of images: base, good, and the bad ones.
+// readReleases reads the folder of images: base, good, the one after it, and the bad ones.
 func (l *lab) readReleases() error {
-	for _, name := range []string{"base", "good", "panic", "hang", "sick"} {
+	for _, name := range []string{"base", "good", "next", "panic", "hang", "sick"} {
 		dir := filepath.Join(l.images, name)
 		version, err := os.ReadFile(filepath.Join(dir, "version"))
 		if errors.Is(err, os.ErrNotExist) && name != "base" && name != "good" {
@@ -131,13 +131,17 @@ func rootOffset(disk string) (int64, error) { return offsetOf(disk, gptimage.Typ
 
 // offsetOf returns where a partition begins, in bytes.
 func offsetOf(disk, typ, label string) (int64, error) {
+	p, err := partitionOf(disk, typ, label)
+	return p.Start, err
+}
+
+func partitionOf(disk, typ, label string) (partition.Slot, error) {
 	d, err := partition.OpenDisk(disk, partition.Options{ReadOnly: true, TypeGUID: uuid.MustParse(typ)})
 	if err != nil {
-		return 0, err
+		return partition.Slot{}, err
 	}
 	defer d.Close()
-	p, err := d.Slot(label)
-	return p.Start, err
+	return d.Slot(label)
 }
 
 func machineID(name string) string {

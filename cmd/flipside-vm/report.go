@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"html/template"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -24,6 +25,16 @@ func (l *lab) report(path string, seed uint64) error {
 		}
 		list = append(list, s)
 	}
+	type row struct {
+		Stage stage
+		Cuts  int
+	}
+	var fell []row
+	for _, x := range append(slices.Clone(stages), idling) {
+		if l.fell[x] > 0 || l.count.cuts > 0 && x != idling {
+			fell = append(fell, row{x, l.fell[x]})
+		}
+	}
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -32,7 +43,7 @@ func (l *lab) report(path string, seed uint64) error {
 	if err == nil {
 		err = t.Execute(f, map[string]any{
 			"Line": template.HTML(l.picture()), "Scenarios": list, "Seed": seed, "Cuts": l.count.cuts, "Boots": l.count.boots, "Lost": l.count.lost,
-			"Took": end.Round(time.Second).String(), "Events": l.events,
+			"Took": end.Round(time.Second).String(), "Events": l.events, "Fell": fell,
 		})
 	}
 	if err2 := f.Close(); err == nil {
@@ -45,6 +56,17 @@ func (l *lab) report(path string, seed uint64) error {
 		return fmt.Errorf("writing the report: %w", err)
 	}
 	return nil
+}
+
+// where says how many power cuts fell into which stage.
+func (l *lab) where() string {
+	var list []string
+	for _, x := range append(slices.Clone(stages), idling) {
+		if n := l.fell[x]; n > 0 {
+			list = append(list, fmt.Sprintf("%s %d", x, n))
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // page is the report's template.
@@ -68,6 +90,8 @@ table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6
 <p>Seed {{.Seed}}, {{.Took}}.</p>
 <table><tr><th>Scenario<th>Time<th>Result</tr>
 {{range .Scenarios}}<tr><td>{{.Story}}<td>{{.Took}}<td>{{if .Error}}<span class="bad">{{.Error}}</span>{{else}}<span class="ok">as it should be</span>{{end}}</tr>{{end}}</table>
+{{with .Fell}}<h2>Where the cuts fell</h2>
+<table><tr><th>While the machine was seen in<th>Cuts</tr>{{range .}}<tr><td>{{.Stage}}<td>{{.Cuts}}</tr>{{end}}</table>{{end}}
 <h2>Time line</h2>
 {{.Line}}
 <details><summary>Everything that happened</summary><table><tr><th>Seconds<th>Machine<th>What<th></tr>

@@ -62,6 +62,9 @@ func begin(ctx context.Context, l *lab, name, channel string) (*machine, error) 
 	if err != nil {
 		return nil, err
 	}
+	if name == "hang" {
+		m.watchdog = 90 // it is waited for
+	}
 	if err := m.on(ctx); err != nil {
 		return nil, err
 	}
@@ -193,13 +196,13 @@ func update(ctx context.Context, l *lab) error {
 
 // offOn switches a machine off and looks at its disk, which must boot into a version.
 func (m *machine) offOn(ctx context.Context, version string) error {
-	if _, err := m.off(false); err != nil {
+	if err := m.off(); err != nil {
 		return err
 	}
 	m.lab.mark(m, "off", "")
 	v, err := m.whole(ctx)
 	if err != nil {
-		m.lab.count.lost++
+		m.lab.lose()
 		return fmt.Errorf("%s: the disk: %w", m.name, err)
 	}
 	if v != version {
@@ -244,116 +247,6 @@ func fallback(name string) func(context.Context, *lab) error {
 	}
 }
 
-// moments are the parts of an update at which power is cut, each with what tells that it has begun and how long it may last.
-var moments = []struct {
-	name string
-	last time.Duration
-	now  func(view) bool
-}{
-	{"idle", 8 * time.Second, func(v view) bool { return v.up }},
-	{"download", 30 * time.Second, func(v view) bool { return v.up && v.status.Phase == updater.Applying }},
-	{"read back", 10 * time.Second, func(v view) bool {
-		return v.up && (v.status.Phase == updater.Applying && v.status.Progress != nil && v.status.Progress.Step == "reading back" || v.status.Phase == updater.Armed)
-	}},
-	{"flip", 4 * time.Second, func(v view) bool {
-		return v.up && (v.status.Phase == updater.Armed || v.status.Phase == updater.Rebooting)
-	}},
-	{"boot", 12 * time.Second, func(v view) bool { return v.slots >= 2 }},
-	{"confirm", 5 * time.Second, func(v view) bool { return v.up && v.status.Phase == updater.Trial }},
-}
-
-// cuts updates a host again and again, from the same beginning, and cuts its power at random moments on the way.
-func cuts(ctx context.Context, l *lab) error {
-	base, err := l.release("base")
-	if err != nil {
-		return err
-	}
-	good, err := l.release("good")
-	if err != nil {
-		return err
-	}
-	for round, left := 1, l.cuts; left > 0; round++ {
-		name := fmt.Sprintf("cuts-%d", round)
-		m, err := begin(ctx, l, name, name)
-		if err != nil {
-			return err
-		}
-		if err := l.publish(ctx, name, good); err != nil {
-			return err
-		}
-		// A cut in a trial boot takes the host back: that release has failed here, until a person says otherwise. Everything else goes on by itself.
-		over := func(v view) bool {
-			_, failed := v.status.Quarantine[good.version]
-			return confirmed(good.version)(v) || v.up && v.status.Phase == updater.Idle && failed
-		}
-		for n := min(left, 1+l.random.IntN(6)); n > 0 && !over(m.view()); n-- {
-			at := moments[l.random.IntN(len(moments))]
-			wait := time.Duration(l.random.Int64N(int64(at.last)))
-			came := false
-			err := m.until(ctx, updateLimit, "the moment "+at.name+" comes", func(v view) bool {
-				came = at.now(v)
-				return came || over(v)
-			})
-			if err != nil {
-				return err
-			}
-			if !came {
-				break // the update is through, and it does not come any more
-			}
-			select {
-			case <-time.After(wait):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			l.mark(m, "moment", fmt.Sprintf("%s + %.1f s", at.name, wait.Seconds()))
-			if err := m.cut(); err != nil {
-				return err
-			}
-			left--
-			if v, err := m.whole(ctx); err != nil {
-				l.count.lost++
-				return fmt.Errorf("%s: after a power cut: %w", m.name, err)
-			} else if v != base.version && v != good.version {
-				return fmt.Errorf("%s: after a power cut the disk boots into release %s", m.name, v)
-			}
-			if err := m.on(ctx); err != nil {
-				return err
-			}
-			if err := m.until(ctx, bootLimit, "the host is up after a power cut", func(v view) bool { return v.up }); err != nil {
-				l.count.lost++
-				return err
-			}
-		}
-		if err := m.until(ctx, updateLimit, "the update is through", over); err != nil {
-			return err
-		}
-		if v, err := m.finish(ctx); err != nil {
-			return err
-		} else {
-			l.say("%s: ends on release %s; %d cuts to go", m.name, v, left)
-		}
-		l.reset()
-		if err := os.Remove(m.disk()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// finish switches a machine off and returns the version that its disk boots into.
-func (m *machine) finish(ctx context.Context) (string, error) {
-	if _, err := m.off(false); err != nil {
-		return "", err
-	}
-	m.lab.mark(m, "off", "")
-	v, err := m.whole(ctx)
-	if err != nil {
-		m.lab.count.lost++
-		err = fmt.Errorf("%s: the disk: %w", m.name, err)
-	}
-	return v, err
-}
-
 func table(ctx context.Context, l *lab) error {
 	base, err := l.release("base")
 	if err != nil {
@@ -380,6 +273,13 @@ func table(ctx context.Context, l *lab) error {
 	}
 	if err := m.on(ctx); err != nil {
 		return err
+	}
+	resets := 0
+	if err := m.until(ctx, bootLimit, "the host is up", func(v view) bool { resets = v.resets; return v.up }); err != nil {
+		return err
+	}
+	if resets > 0 {
+		return fmt.Errorf("with a bad primary table the host is up only after %d resets", resets)
 	}
 	if err := m.until(ctx, updateLimit, "the host runs release "+good.version+", confirmed", confirmed(good.version)); err != nil {
 		return err

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/flipside-linux/flipside/updater"
+)
+
+// life is a host from its installation to the newest release, with the stages in which its power is cut.
+type life struct {
+	number int
+	cuts   []stage
+	tries  int // lives in which the first of the stages never came
+}
+
+// deal spreads cuts evenly over the stages and deals them to lives. A cut in a trial boot is a life's last: the host goes back, and does not take that
+// release again.
+func deal(cuts int, random *rand.Rand) []life {
+	var lives []life
+	for cuts > 0 {
+		n := min(cuts, len(stages))
+		cuts -= n
+		late := slices.Clone(trialStages)
+		early := slices.DeleteFunc(slices.Clone(stages), func(s stage) bool { return slices.Contains(trialStages, s) })
+		for _, list := range [][]stage{late, early} {
+			random.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+		}
+		late = late[:(n*len(late)+len(stages)/2)/len(stages)]
+		early = early[:n-len(late)]
+		block := make([]life, max(1, len(late)))
+		for i, s := range late {
+			block[i].cuts = []stage{s}
+		}
+		for _, s := range early {
+			l := &block[random.IntN(len(block))]
+			l.cuts = append(l.cuts, s)
+		}
+		for _, l := range block {
+			inOrder(l.cuts)
+			l.number = len(lives) + 1
+			lives = append(lives, l)
+		}
+	}
+	return lives
+}
+
+// cuts lets hosts update, several side by side, and cuts their power in every stage on the way.
+func cuts(ctx context.Context, l *lab) error {
+	queue := deal(l.cuts, rand.New(rand.NewPCG(l.seed, 0)))
+	var (
+		mu   sync.Mutex
+		errs []error
+		last = len(queue)
+		work sync.WaitGroup
+	)
+	next := func() (life, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(queue) == 0 || len(errs) > 0 || ctx.Err() != nil {
+			return life{}, false
+		}
+		n := queue[0]
+		queue = queue[1:]
+		return n, true
+	}
+	for range l.jobs {
+		work.Go(func() {
+			for {
+				n, ok := next()
+				if !ok {
+					return
+				}
+				left, err := n.live(ctx, l)
+				mu.Lock()
+				if err != nil {
+					errs = append(errs, err)
+				}
+				if len(left.cuts) > 0 {
+					last++
+					left.number = last
+					queue = append(queue, left)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	work.Wait()
+	return errors.Join(errs...)
+}
+
+// live plays a life. It returns the stages that did not come, as another life.
+func (n life) live(ctx context.Context, l *lab) (left life, err error) {
+	base, err1 := l.release("base")
+	good, err2 := l.release("good")
+	if err := errors.Join(err1, err2); err != nil {
+		return left, err
+	}
+	name := fmt.Sprintf("cuts-%d", n.number)
+	if err := l.publish(ctx, name, base); err != nil {
+		return left, err
+	}
+	m, err := l.machine(ctx, name, name)
+	if err != nil {
+		return left, err
+	}
+	defer m.close()
+	m.random = rand.New(rand.NewPCG(l.seed, uint64(n.number)))
+	m.cores = max(1, l.cores/l.jobs)
+	if err := m.on(ctx); err != nil {
+		return left, err
+	}
+	if err := m.until(ctx, bootLimit, "the host is up on release "+base.version, confirmed(base.version)); err != nil {
+		return left, err
+	}
+	if err := l.publish(ctx, name, good); err != nil {
+		return left, err
+	}
+	// A power cut in a trial boot takes the host back: that release has failed here, until a person says otherwise.
+	failed := func(v view) bool {
+		_, failed := v.status.Quarantine[good.version]
+		return v.up && v.status.Phase == updater.Idle && failed
+	}
+	over := func(v view) bool { return confirmed(good.version)(v) || failed(v) }
+	for i, s := range n.cuts {
+		came, err := m.cutIn(ctx, s, over)
+		if err != nil {
+			return left, err
+		}
+		if !came {
+			left = life{cuts: n.cuts[i:]}
+			if i == 0 {
+				left.tries = n.tries + 1
+			}
+			if left.tries == 3 {
+				return left, fmt.Errorf("%s: in %d lives of a host nobody has seen it in stage %q", m.name, left.tries, s)
+			}
+			l.say("%s: it is through before stage %s has come: another one gets that", m.name, s)
+			break
+		}
+		if err := m.comesBack(ctx, base.version, good.version); err != nil {
+			l.lose()
+			return left, err
+		}
+	}
+	// And it goes on, to the newest release that there is.
+	newest := good
+	if err := m.until(ctx, updateLimit, "the update is through", over); err != nil {
+		return left, err
+	}
+	if failed(m.view()) {
+		if newest, err = l.release("next"); err != nil {
+			return left, err
+		}
+		if err := l.publish(ctx, name, newest); err != nil {
+			return left, err
+		}
+	}
+	if err := m.until(ctx, updateLimit, "the host runs the newest release, "+newest.version+", confirmed", confirmed(newest.version)); err != nil {
+		return left, err
+	}
+	if err := m.offOn(ctx, newest.version); err != nil {
+		return left, err
+	}
+	return left, os.Remove(m.disk())
+}
+
+// near is how many entries of the record around a change of what boots next are looked at closely.
+const near = 24
+
+// cutIn waits for a stage and cuts the power in it: at some moment of the time that it usually takes, or, where it changes what boots next, after
+// some write of that change. It reports whether the stage came before the update was through.
+func (m *machine) cutIn(ctx context.Context, want stage, over func(view) bool) (came bool, err error) {
+	late := slices.Contains(trialStages, want)
+	in := func(v view) bool { return v.stage == want && (v.trial || !late) }
+	err = m.until(ctx, updateLimit, "stage "+string(want)+" comes", func(v view) bool {
+		came = in(v)
+		return came || over(v)
+	})
+	if err != nil || !came {
+		return false, err
+	}
+	wait := time.Duration(m.random.Int64N(int64(m.lab.typical(want))))
+	byWrite := m.random.IntN(4) > 0
+	switch want {
+	case flipping, booting, confirming:
+	default:
+		byWrite = false
+	}
+	if byWrite {
+		wait = time.Duration(m.random.Int64N(int64(100 * time.Millisecond)))
+		if err := m.until(ctx, updateLimit, "stage "+string(want)+" writes", func(v view) bool { return v.changes || !in(v) }); err != nil {
+			return false, err
+		}
+	}
+	select {
+	case <-time.After(wait):
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	return true, m.cut(want, byWrite)
+}
+
+// cut cuts the power. What was not flushed may be lost. With byWrite it was cut a little earlier: within the writes with which a stage changes what
+// boots next.
+func (m *machine) cut(want stage, byWrite bool) error {
+	if !m.end() {
+		return fmt.Errorf("%s: QEMU ended by itself", m.name)
+	}
+	m.mu.Lock()
+	at, end, seen := m.at, m.at.tape.length(), m.stageNow()
+	first := at.firstOf(want)
+	m.mu.Unlock()
+	if byWrite && first >= 0 {
+		end = first + m.random.IntN(min(end-first, near)+1)
+		if seen = want; end == first && want == flipping {
+			seen = writing
+		}
+	}
+	lost, err := replay(m.disk(), m.path("writes.log"), end, m.random)
+	if err := errors.Join(err, os.Remove(m.path("run.img")), os.Remove(m.path("writes.log"))); err != nil {
+		return err
+	}
+	m.lab.cutSeen(seen)
+	m.lab.mark(m, "cut", fmt.Sprintf("in %s, the last write to %s; %v", seen, at.tape.last(end), lost))
+	return nil
+}
+
+// cutSeen counts a power cut by the stage that it was seen to fall into.
+func (l *lab) cutSeen(s stage) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count.cuts++
+	l.fell[s]++
+}
+
+// comesBack looks at the disk after a power cut, switches the machine on, and waits until it is up, on what the disk was to boot.
+func (m *machine) comesBack(ctx context.Context, versions ...string) error {
+	v, err := m.whole(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: after a power cut: %w", m.name, err)
+	}
+	if !slices.Contains(versions, v) {
+		return fmt.Errorf("%s: after a power cut the disk boots into release %s", m.name, v)
+	}
+	if err := m.on(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.at.trial = v != versions[0]
+	m.mu.Unlock()
+	var now view
+	err = m.until(ctx, bootLimit, "the host is up after a power cut", func(v view) bool { now = v; return v.up })
+	if err == nil && (now.status.Version != v || now.resets > 0) {
+		err = fmt.Errorf("%s: after a power cut it runs release %s, after %d resets, and its disk was to boot %s", m.name, now.status.Version, now.resets, v)
+	}
+	return err
+}
