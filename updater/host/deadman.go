@@ -14,12 +14,13 @@ import (
 )
 
 // deadman is a note on the state partition for a side on which flipsided never comes to run: packaging/systemd/deadman, which a timer starts, reads
-// it there, and reboots such a trial once. The note has four lines: the boot in which the slot was armed, the release that ran then, how many
-// seconds a trial may take, and the release that is on trial.
+// it there, and reboots such a trial once. The note has five lines: the boot in which the slot was armed, the release that ran then, how many
+// seconds a trial may take, the release that is on trial, and the slot that ran when it was armed.
 type deadman struct {
 	dir             string
 	bootID, version string
 	limit           time.Duration
+	slot            string // that runs
 }
 
 const (
@@ -31,12 +32,12 @@ const (
 const bootTime = 10 * time.Minute
 
 func newDeadman(c config.Config, bootID, version string) deadman {
-	return deadman{c.Paths.State, bootID, version, deadlineOf(c.Health) + bootTime}
+	return deadman{dir: c.Paths.State, bootID: bootID, version: version, limit: deadlineOf(c.Health) + bootTime}
 }
 
 // set leaves the note before a slot is armed.
 func (d deadman) set(version string) error {
-	text := fmt.Sprintf("%s\n%s\n%d\n%s\n", d.bootID, d.version, int(d.limit.Seconds()), version)
+	text := fmt.Sprintf("%s\n%s\n%d\n%s\n%s\n", d.bootID, d.version, int(d.limit.Seconds()), version, d.slot)
 	if err := atomicfile.Write(atomicfile.OS(d.dir), deadmanNote, []byte(text)); err != nil {
 		return fmt.Errorf("leaving a note for the dead man's timer: %w", err)
 	}

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,7 @@ func TestDeadmanNote(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if lines := strings.Split(string(text), "\n"); len(lines) != 5 || lines[1] != "1.0.0" || lines[3] != "2.0.0" {
+	if lines := strings.Split(string(text), "\n"); len(lines) != 6 || lines[1] != "1.0.0" || lines[3] != "2.0.0" || lines[4] != "USR-A" {
 		t.Errorf("the note says %q", text)
 	}
 	slot, _ = r.boot()
@@ -73,7 +74,7 @@ func TestDeadmanStart(t *testing.T) {
 // The shipped program, with a systemctl that stands for the service manager (whole machines are in machinetest): it reboots only the side that is on
 // trial, only when flipsided does not run there, only after its time, and only once.
 func TestDeadmanProgram(t *testing.T) {
-	script, err := filepath.Abs("../../packaging/systemd/deadman")
+	text, err := os.ReadFile("../../packaging/systemd/deadman")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,19 +86,52 @@ func TestDeadmanProgram(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
+	// What the kernel says of /usr: a partition, a verity device upon one, one upon two, and a file system without a device.
+	partition := map[string]string{"sys/dev/block/8:3/uevent": "DEVNAME=sda3\nPARTNAME=USR-A\n", "mountinfo": "1 0 8:1 / / rw - ext4 x rw\n2 1 8:3 / /usr ro - ext4 x ro\n"}
+	verity := map[string]string{
+		"sys/dev/block/254:0/uevent": "DEVNAME=dm-0\n", "sys/dev/block/254:0/slaves/sda4/uevent": "DEVNAME=sda4\nPARTNAME=USR-B\n",
+		"mountinfo": "1 0 8:1 / / rw - ext4 x rw\n2 1 254:0 / /usr ro - ext4 x ro\n",
+	}
+	two := map[string]string{
+		"sys/dev/block/254:0/uevent": "DEVNAME=dm-0\n", "sys/dev/block/254:0/slaves/sda4/uevent": "PARTNAME=USR-B\n", "sys/dev/block/254:0/slaves/sda5/uevent": "PARTNAME=HASH-B\n",
+		"mountinfo": "1 0 254:0 / / ro - ext4 x rw\n",
+	}
+	overlay := map[string]string{"mountinfo": "1 0 8:1 / / rw - ext4 x rw\n2 1 0:40 / /usr ro - overlay x ro\n"}
 	for name, tt := range map[string]struct {
 		note    *deadman
 		active  bool
+		kernel  map[string]string
 		reboots bool
 	}{
-		"nothing is on trial":    {nil, false, false},
-		"armed in this boot":     {&deadman{bootID: boot, version: "0"}, false, false},
-		"the old release runs":   {&deadman{bootID: "another", version: running}, false, false},
-		"flipsided runs":         {&deadman{bootID: "another", version: "0"}, true, false},
-		"there is still time":    {&deadman{bootID: "another", version: "0", limit: 1000000 * time.Hour}, false, false},
-		"flipsided does not run": {&deadman{bootID: "another", version: "0"}, false, true},
+		"nothing is on trial":                          {nil, false, nil, false},
+		"armed in this boot":                           {&deadman{bootID: boot, version: "0"}, false, nil, false},
+		"the old release runs":                         {&deadman{bootID: "another", version: running}, false, nil, false},
+		"flipsided runs":                               {&deadman{bootID: "another", version: "0"}, true, nil, false},
+		"there is still time":                          {&deadman{bootID: "another", version: "0", limit: 1000000 * time.Hour}, false, nil, false},
+		"flipsided does not run":                       {&deadman{bootID: "another", version: "0"}, false, nil, true},
+		"the old slot runs":                            {&deadman{bootID: "another", version: "0", slot: "USR-A"}, false, partition, false},
+		"the new slot, of the same version":            {&deadman{bootID: "another", version: running, slot: "USR-B"}, false, partition, true},
+		"the new slot under verity":                    {&deadman{bootID: "another", version: running, slot: "USR-A"}, false, verity, true},
+		"the old slot under verity":                    {&deadman{bootID: "another", version: "0", slot: "USR-B"}, false, verity, false},
+		"two partitions, and the same version":         {&deadman{bootID: "another", version: running, slot: "USR-A"}, false, two, false},
+		"an overlay, and another version":              {&deadman{bootID: "another", version: "0", slot: "USR-A"}, false, overlay, true},
+		"a note of before slots were written into one": {&deadman{bootID: "another", version: running}, false, partition, false},
 	} {
 		dir := t.TempDir()
+		script := filepath.Join(dir, "deadman")
+		program := string(text)
+		if tt.kernel != nil {
+			program = strings.NewReplacer("/proc/self/mountinfo", dir+"/mountinfo", "/sys/", dir+"/sys/").Replace(program)
+		}
+		if err := os.WriteFile(script, []byte(program), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for file, content := range tt.kernel {
+			path := filepath.Join(dir, file)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		active := "exit 3"
 		if tt.active {
 			active = "exit 0"

@@ -72,6 +72,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 	if err := in.locate(os.DirFS("/")); err != nil {
 		return nil, nil, nil, errors.Join(err, closer())
 	}
+	in.deadman.slot = in.running
 	if facts, err := in.Facts(context.Background()); err == nil {
 		if err := in.deadman.start(state, facts); err != nil {
 			log.Warn(err.Error())
