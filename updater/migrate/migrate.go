@@ -34,7 +34,8 @@ const (
 	mainFile     = "etc/flipside/flipside.toml"
 	passwordFile = "etc/flipside/etcd-password"
 	unitFile     = "etc/systemd/system/flipsided.service.d/10-migrated.conf"
-	maskedOrigin = "it is masked" // begins the comment of a setting that is made because of it
+	maskedOrigin = "it is masked"      // begins the comment of a setting that is made because of it
+	offRemark    = " was not enabled." // of a service, in a comment at the beginning
 	signature    = "# Written by flipside migrate"
 )
 
@@ -68,12 +69,14 @@ type File struct {
 
 // Service is one of the older services.
 type Service struct {
-	Unit   string `json:"unit"`
-	Found  bool   `json:"found"`
-	Masked bool   `json:"masked"`
-	Own    bool   `json:"own,omitempty"` // the administrator's own unit file is in /etc: it can be disabled, not masked
+	Unit    string `json:"unit"`
+	Found   bool   `json:"found"`
+	Masked  bool   `json:"masked"`
+	Enabled bool   `json:"enabled"`       // something at boot wants it
+	Own     bool   `json:"own,omitempty"` // the administrator's own unit file is in /etc: it can be disabled, not masked
 
 	wasMasked bool // before the move, by somebody who did not want it to run
+	wasOff    bool // before the move: nothing at boot wanted it
 }
 
 // Plan is what moving over comes to.
@@ -117,15 +120,20 @@ func Look(root string) (*Plan, error) {
 		return nil, err
 	}
 	k.moved = old != ""
+	head := signature + " from what update_engine and locksmith were told. It wins over update.conf, and is yours to edit.\n"
 	for i := range k.Services {
 		s := &k.Services[i]
 		// After a move what it found is in the comments of the file that it wrote.
 		s.wasMasked = s.Masked && (!k.moved || strings.Contains(old, s.Unit+" ("+maskedOrigin))
+		s.wasOff = s.Found && (!k.moved && !s.Enabled || strings.Contains(old, s.Unit+offRemark))
+		if s.wasOff {
+			head += "# " + s.Unit + offRemark + "\n"
+		}
 	}
 	if err := k.settings(); err != nil {
 		return nil, err
 	}
-	text, err := k.l.Document(signature + ` from what update_engine and locksmith were told. It wins over update.conf, and is yours to edit.` + "\n")
+	text, err := k.l.Document(head)
 	if err != nil {
 		return nil, err
 	}

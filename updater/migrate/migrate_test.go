@@ -131,6 +131,7 @@ func TestBackLeavesWhatWasMasked(t *testing.T) {
 	root := tree(t, map[string]string{
 		"usr/lib/systemd/system/locksmithd.service": "", "usr/lib/systemd/system/update-engine.service": "",
 		"etc/systemd/system/locksmithd.service": "-> /dev/null", "etc/flatcar/update.conf": "GROUP=beta\n",
+		"usr/lib/systemd/system/multi-user.target.wants/update-engine.service": "-> ../update-engine.service",
 	})
 	want := []string{"systemctl disable --now flipsided.service", "systemctl unmask update-engine.service", "systemctl start update-engine.service"}
 	for run := range 3 {
@@ -152,6 +153,35 @@ func TestBackLeavesWhatWasMasked(t *testing.T) {
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("run %d: %q, want %q", run, got, want)
+		}
+	}
+}
+
+// The way back starts no service that was not to run before the move, whichever run it is asked of.
+func TestBackLeavesWhatWasOff(t *testing.T) {
+	root := tree(t, map[string]string{
+		"usr/lib/systemd/system/update-engine.service": "", "etc/systemd/system/locksmithd.service": "[Service]\n", "etc/flatcar/update.conf": "GROUP=beta\n",
+	})
+	want := []string{"systemctl disable --now flipsided.service", "systemctl unmask update-engine.service"}
+	for run := range 3 {
+		p, err := Look(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if run == 1 {
+			if _, err := p.Write(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var got []string
+		for _, c := range p.Back() {
+			got = append(got, strings.Join(c, " "))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("run %d: %q, want %q", run, got, want)
+		}
+		if p.Services[1].Enabled {
+			t.Errorf("run %d: %+v", run, p.Services)
 		}
 	}
 }

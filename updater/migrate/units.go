@@ -29,6 +29,7 @@ func (k *look) services() {
 			if err != nil {
 				continue
 			}
+			s.Enabled = s.Enabled || wanted(parent, name)
 			info, err := os.Lstat(filepath.Join(parent, name))
 			if err != nil {
 				continue
@@ -40,6 +41,23 @@ func (k *look) services() {
 		}
 		k.Services = append(k.Services, s)
 	}
+}
+
+// wanted reports whether a unit in a directory of units wants or requires one of this name, which is what enabling comes to.
+func wanted(dir, name string) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext != ".wants" && ext != ".requires" {
+			continue
+		}
+		if to, err := os.Lstat(filepath.Join(dir, e.Name(), name)); err == nil && !to.IsDir() {
+			return true
+		}
+	}
+	return false
 }
 
 // proxies are the variables that name a proxy; a service hands them on to what it starts.

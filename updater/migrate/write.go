@@ -59,7 +59,7 @@ func (p *Plan) Disabling() (commands [][]string) {
 	return commands
 }
 
-// Back returns the commands that undo the move. What was masked before it stays so.
+// Back returns the commands that undo the move. What was masked before it stays so, and what nothing at boot wanted is not started.
 func (p *Plan) Back() (commands [][]string) {
 	commands = append(commands, []string{"systemctl", "disable", "--now", "flipsided.service"})
 	for _, s := range p.Services {
@@ -68,10 +68,14 @@ func (p *Plan) Back() (commands [][]string) {
 		}
 		if !s.Own {
 			commands = append(commands, []string{"systemctl", "unmask", s.Unit})
-			commands = append(commands, []string{"systemctl", "start", s.Unit})
-			continue
 		}
-		commands = append(commands, []string{"systemctl", "enable", "--now", s.Unit})
+		switch {
+		case s.wasOff:
+		case s.Own:
+			commands = append(commands, []string{"systemctl", "enable", "--now", s.Unit})
+		default:
+			commands = append(commands, []string{"systemctl", "start", s.Unit})
+		}
 	}
 	return commands
 }
