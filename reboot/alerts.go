@@ -47,7 +47,7 @@ func (g Alerts) Ask(ctx context.Context, _ time.Time) Answer {
 	names, err := g.query(ctx)
 	switch {
 	case err != nil:
-		return Answer{Verdict: Unknown, Why: "Prometheus cannot be asked for alerts: " + err.Error(), Hint: "is it running at " + g.URL + "?"}
+		return Answer{Verdict: Unknown, Why: "Prometheus cannot be asked for alerts: " + err.Error(), Hint: "start it, or set reboot.alerts", Evidence: g.URL}
 	case len(names) == 0:
 		return Answer{Verdict: Go}
 	}
@@ -55,7 +55,7 @@ func (g Alerts) Ask(ctx context.Context, _ time.Time) Answer {
 	if n := len(names); n > maxNamed {
 		names, more = names[:maxNamed], fmt.Sprintf(", and %d more", n-maxNamed)
 	}
-	return Answer{Verdict: Wait, Why: "alerts: " + strings.Join(names, ", ") + more, Hint: g.URL + "/alerts"}
+	return Answer{Verdict: Wait, Why: "alerts: " + strings.Join(names, ", ") + more, Hint: "resolve them, or leave them out of reboot.alerts_query", Evidence: strings.TrimRight(g.URL, "/") + "/alerts"}
 }
 
 func (g Alerts) query(ctx context.Context) ([]string, error) {

@@ -60,7 +60,7 @@ func Ask(ctx context.Context, now time.Time, gates []Gate, last ...Gate) []Answe
 		if a, stop := First(answers); stop {
 			if w, ok := g.(Withdrawer); ok {
 				if err := w.Withdraw(ctx, a.Gate+": "+a.Why); err != nil {
-					answers = append(answers, Answer{Gate: g.Name(), Verdict: Unknown, Why: "what it gave out could not be given back: " + err.Error()})
+					answers = append(answers, Answer{Gate: g.Name(), Verdict: Unknown, Why: "what it gave out could not be given back: " + err.Error(), Hint: hungHint, Evidence: hungEvidence})
 				}
 			}
 			continue

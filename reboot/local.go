@@ -30,7 +30,7 @@ func (Inhibitors) Name() string { return "inhibitors" }
 func (g Inhibitors) Ask(ctx context.Context, _ time.Time) Answer {
 	all, err := g.Logind.Inhibitors(ctx)
 	if err != nil {
-		return Answer{Verdict: Unknown, Why: "logind cannot be asked: " + err.Error(), Hint: "systemctl status systemd-logind"}
+		return Answer{Verdict: Unknown, Why: "logind cannot be asked: " + err.Error(), Hint: "systemctl restart systemd-logind", Evidence: "systemctl status systemd-logind"}
 	}
 	var blocking []Inhibitor
 	for _, i := range all {
@@ -41,7 +41,7 @@ func (g Inhibitors) Ask(ctx context.Context, _ time.Time) Answer {
 	if len(blocking) == 0 {
 		return Answer{Verdict: Go}
 	}
-	return Answer{Verdict: Wait, Why: "blocked by " + list(blocking), Hint: "systemd-inhibit --list"}
+	return Answer{Verdict: Wait, Why: "blocked by " + list(blocking), Hint: "it ends by itself, or with that program", Evidence: "systemd-inhibit --list"}
 }
 
 // Users waits while people are logged in, but not for ever: they are told on their terminals from when on the machine may reboot, again
@@ -82,7 +82,7 @@ type Session struct {
 func (g *Users) Ask(ctx context.Context, now time.Time) Answer {
 	sessions, err := g.Logind.Sessions(ctx)
 	if err != nil {
-		return Answer{Verdict: Unknown, Why: "logind cannot be asked who is logged in: " + err.Error(), Hint: "systemctl status systemd-logind"}
+		return Answer{Verdict: Unknown, Why: "logind cannot be asked who is logged in: " + err.Error(), Hint: "systemctl restart systemd-logind", Evidence: "systemctl status systemd-logind"}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -109,7 +109,7 @@ func (g *Users) Ask(ctx context.Context, now time.Time) Answer {
 	if !now.Before(until) {
 		return Answer{Verdict: Go, Why: fmt.Sprintf("%s logged in for longer than %s", who(sessions), rounded(g.Grace))}
 	}
-	a := Answer{Verdict: Wait, Why: fmt.Sprintf("%s logged in; they have until %s", who(sessions), until.Format(time.TimeOnly)), Ask: until, Since: g.since, Hint: "loginctl list-sessions"}
+	a := Answer{Verdict: Wait, Why: fmt.Sprintf("%s logged in; they have until %s", who(sessions), until.Format(time.TimeOnly)), Ask: until, Since: g.since, Hint: "their time ends; flipside reboot --now passes over it", Evidence: "loginctl list-sessions"}
 	if now.Before(last) {
 		a.Ask = last
 	}
@@ -200,7 +200,7 @@ func (g Files) Ask(context.Context, time.Time) Answer {
 		return Answer{Verdict: Go}
 	}
 	if err != nil {
-		return Answer{Verdict: Unknown, Why: err.Error()}
+		return Answer{Verdict: Unknown, Why: err.Error(), Hint: "make it a directory that can be read", Evidence: g.Dir}
 	}
 	var reasons, names []string
 	var since time.Time
@@ -218,7 +218,7 @@ func (g Files) Ask(context.Context, time.Time) Answer {
 	if len(reasons) == 0 {
 		return Answer{Verdict: Go}
 	}
-	return Answer{Verdict: Wait, Why: strings.Join(reasons, "; "), Since: since, Hint: "rm " + strings.Join(names, " ")}
+	return Answer{Verdict: Wait, Why: strings.Join(reasons, "; "), Since: since, Hint: "rm " + strings.Join(names, " "), Evidence: "the files in " + g.Dir}
 }
 
 // maxReason bounds what is shown of a reason.
@@ -262,7 +262,10 @@ func (g Commands) Ask(ctx context.Context, _ time.Time) Answer {
 	case err == nil:
 		return Answer{Verdict: Go}
 	case errors.As(err, &f):
-		return Answer{Verdict: Wait, Why: f.Program + ": " + f.Reason, Hint: filepath.Join(g.Dir, f.Program) + " decides"}
+		return Answer{
+			Verdict: Wait, Why: f.Program + ": " + f.Reason,
+			Hint: "do what it wants; flipside reboot --now passes over it", Evidence: "what " + filepath.Join(g.Dir, f.Program) + " prints and ends with",
+		}
 	}
-	return Answer{Verdict: Unknown, Why: err.Error()}
+	return Answer{Verdict: Unknown, Why: err.Error(), Hint: "make it a directory with programs (reboot.gate_dir)", Evidence: g.Dir}
 }

@@ -21,7 +21,7 @@ func TestInhibitorsGate(t *testing.T) {
 	f.mu.Lock()
 	f.inhibitors = append(f.inhibitors, Inhibitor{"shutdown", "backup", "a long job", "block", 1000, 42})
 	f.mu.Unlock()
-	if a := (Inhibitors{}).Ask(t.Context(), time.Now()); a.Verdict != Wait || !strings.Contains(a.Why, "backup") || strings.Contains(a.Why, "net") {
+	if a := (Inhibitors{}).Ask(t.Context(), time.Now()); a.Verdict != Wait || !strings.Contains(a.Why, "backup") || strings.Contains(a.Why, "net") || a.Hint == "" || a.Evidence == "" {
 		t.Errorf("a block inhibitor: %+v", a)
 	}
 	stop()

@@ -25,6 +25,12 @@ type Panel struct {
 // Ask asks the gates, and then the gates in more as the last of all.
 func (p *Panel) Ask(ctx context.Context, now time.Time, more ...Gate) []Answer {
 	answers := Ask(ctx, now, p.bound(p.Gates), append(p.bound(p.Last), more...)...)
+	p.Remember(now, answers)
+	return answers
+}
+
+// Remember adds since when each answer has been against it, as far as answers were shown to it before.
+func (p *Panel) Remember(now time.Time, answers []Answer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	was := p.since
@@ -43,7 +49,6 @@ func (p *Panel) Ask(ctx context.Context, now time.Time, more ...Gate) []Answer {
 		}
 		p.since[a.Gate] = *a
 	}
-	return answers
 }
 
 // Local asks the gates that only look, once more. It is for the last instant before a reboot: the windows are looked at again when all
@@ -96,7 +101,7 @@ func (b bounded) Ask(ctx context.Context, now time.Time) Answer {
 	}
 	b.p.mu.Unlock()
 	if hangs {
-		return Answer{Verdict: Unknown, Why: fmt.Sprintf("it was asked %s ago and has not answered", rounded(now.Sub(asked))), Since: asked}
+		return Answer{Verdict: Unknown, Why: fmt.Sprintf("it was asked %s ago and has not answered", rounded(now.Sub(asked))), Since: asked, Hint: hungHint, Evidence: hungEvidence}
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -117,6 +122,12 @@ func (b bounded) Ask(ctx context.Context, now time.Time) Answer {
 	case a := <-answered:
 		return a
 	case <-time.After(100 * time.Millisecond):
-		return Answer{Verdict: Unknown, Why: fmt.Sprintf("it has not answered within %s", rounded(limit))}
+		return Answer{Verdict: Unknown, Why: fmt.Sprintf("it has not answered within %s", rounded(limit)), Hint: hungHint, Evidence: hungEvidence}
 	}
 }
+
+// What is said of a gate that says nothing.
+const (
+	hungHint     = "end what it waits for, or systemctl restart flipsided"
+	hungEvidence = "journalctl -u flipsided"
+)

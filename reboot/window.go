@@ -42,7 +42,7 @@ func (w Window) Ask(_ context.Context, now time.Time) Answer {
 	case st.Open:
 		return Answer{Verdict: Go, Why: "the reboot window is open until " + st.Until.Format(time.DateTime+" MST")}
 	}
-	a := Answer{Verdict: Wait, Why: st.Why, Ask: st.Next, Hint: "flipside reboot --now, or change the window (reboot.window_start)"}
+	a := Answer{Verdict: Wait, Why: st.Why, Ask: st.Next, Hint: "flipside reboot --now, or change the window (reboot.window_start)", Evidence: "reboot.windows: flipside config show"}
 	if !st.Next.IsZero() {
 		a.Why += "; the next opens " + st.Next.Format("Mon "+time.DateTime+" MST")
 	}

@@ -572,7 +572,7 @@ func (s *steps) quarantine(o omaha.Offer) (reboot.Answer, bool) {
 		return reboot.Answer{
 			Gate: "quarantine", Verdict: reboot.Wait, Since: f.Last,
 			Why:  fmt.Sprintf("release %s was %s", o.Version, f.Reason),
-			Hint: "flipside check --forgive " + o.Version + " takes it again",
+			Hint: "flipside check --forgive " + o.Version + " takes it again", Evidence: "flipside history",
 		}, true
 	}
 	if !ok || !s.now.Before(f.Until) {
@@ -584,7 +584,7 @@ func (s *steps) quarantine(o omaha.Offer) (reboot.Answer, bool) {
 		Why:     fmt.Sprintf("release %s failed on this host (%s)", o.Version, f.Reason),
 		Since:   f.Last,
 		Ask:     f.Until,
-		Hint:    "flipside check --forgive " + o.Version + " tries it again",
+		Hint:    "flipside check --forgive " + o.Version + " tries it again", Evidence: "flipside history",
 	}, true
 }
 

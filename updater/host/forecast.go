@@ -50,20 +50,21 @@ func (g *gatekeeper) Forecast(ctx context.Context, stage updater.Stage, o omaha.
 		State(ctx context.Context, group string) (lock.State, error)
 	})
 	if !ok {
-		return append(answers, reboot.Answer{Gate: "semaphore", Verdict: reboot.Unknown, Why: "it says nothing before it is asked for a slot"})
+		return append(answers, reboot.Answer{Gate: "semaphore", Verdict: reboot.Unknown, Why: "it says nothing before it is asked for a slot", Hint: "it is asked before the reboot", Evidence: "lock.fleetlock"})
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
 	st, err := cluster.State(ctx, g.group)
 	if err != nil {
-		return append(answers, reboot.Answer{Gate: "semaphore", Verdict: reboot.Unknown, Why: fmt.Sprintf("the semaphore of group %s cannot be asked: %v", g.group, err)})
+		return append(answers, reboot.Answer{Gate: "semaphore", Verdict: reboot.Unknown, Why: fmt.Sprintf("the semaphore of group %s cannot be asked: %v", g.group, err),
+			Hint: "it is asked again before the reboot", Evidence: "flipside lock status --group " + g.group})
 	}
 	return append(answers, g.outlook(st, o))
 }
 
 // outlook says what the semaphore would answer if this host queued up now.
 func (g *gatekeeper) outlook(st lock.State, o omaha.Offer) reboot.Answer {
-	a := reboot.Answer{Gate: "semaphore", Verdict: reboot.Go}
+	a := reboot.Answer{Gate: "semaphore", Verdict: reboot.Go, Evidence: "flipside lock status --group " + g.group}
 	if h, ok := st.Halts[o.Version]; ok {
 		a.Verdict, a.Since, a.Why = reboot.Wait, h.Since, fmt.Sprintf("release %s is halted for group %s: %s", o.Version, g.group, h.Reason)
 		a.Hint = fmt.Sprintf("flipside lock resume --group %s %s", g.group, o.Version)
@@ -78,7 +79,7 @@ func (g *gatekeeper) outlook(st lock.State, o omaha.Offer) reboot.Answer {
 		a.Why = fmt.Sprintf("%d of %d slots of group %s are free", free, st.Policy.Max, g.group)
 		return a
 	}
-	a.Verdict = reboot.Wait
+	a.Verdict, a.Hint = reboot.Wait, "its turn comes by itself; flipside fleet policy edit lets more hosts be down at once"
 	a.Why = fmt.Sprintf("%d of %d slots of group %s are held, and %d hosts wait", len(st.Holders), st.Policy.Max, g.group, len(st.Queue))
 	with := st
 	with.Queue = append(append([]lock.Waiter(nil), st.Queue...), lock.Waiter{Claim: g.claim(o), Since: g.now(), Arrival: math.MaxInt64})

@@ -18,6 +18,7 @@ import (
 type gatekeeper struct {
 	download  []reboot.Gate
 	panel     *reboot.Panel  // before the reboot
+	before    reboot.Panel   // remembers since when a gate has been against a download
 	target    *target        // holds the pin
 	semaphore lock.Semaphore // nil: this host reboots without asking anybody
 	group     string
@@ -64,7 +65,9 @@ func (g *gatekeeper) gate(o omaha.Offer) *reboot.Semaphore {
 
 func (g *gatekeeper) Ask(ctx context.Context, stage updater.Stage, o omaha.Offer, waive bool) updater.GatesAnswered {
 	if stage == updater.BeforeDownload {
-		return g.askDownload(ctx, o)
+		ev := g.askDownload(ctx, o)
+		g.before.Remember(g.now(), ev.Answers)
+		return ev
 	}
 	ev := updater.GatesAnswered{Stage: stage}
 	panel := g.panel
@@ -103,7 +106,7 @@ func (g *gatekeeper) askDownload(ctx context.Context, o omaha.Offer) updater.Gat
 		a.Why = "the semaphore cannot be asked; it will be before the reboot"
 	} else if h, ok := st.Halts[o.Version]; ok {
 		a.Verdict, a.Why, a.Since = reboot.Wait, fmt.Sprintf("release %s is halted for group %s: %s", o.Version, g.group, h.Reason), h.Since
-		a.Hint = fmt.Sprintf("flipside lock resume --group %s %s", g.group, o.Version)
+		a.Hint, a.Evidence = fmt.Sprintf("flipside lock resume --group %s %s", g.group, o.Version), "flipside lock status --group "+g.group
 		ev.Halted = h.Reason
 	}
 	ev.Answers = append(ev.Answers, a)

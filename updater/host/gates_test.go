@@ -3,6 +3,10 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -219,4 +223,101 @@ func TestForecastClaimsNothing(t *testing.T) {
 	if err != nil || len(st.Holders)+len(st.Queue) != 0 {
 		t.Errorf("the forecast left a mark: %+v, %v", st, err)
 	}
+}
+
+// Every gate that is against the next step says why, since when, where that can be seen and what changes it; and until when, where that is known.
+func TestEveryGateSaysAll(t *testing.T) {
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere") // so logind cannot be asked; package reboot's tests have one
+	prometheus := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `{"status":"success","data":{"resultType":"vector","result":[{"metric":{"alertname":"DiskFull"}}]}}`)
+	}))
+	defer prometheus.Close()
+	dir := t.TempDir()
+	c := parse(t, fmt.Sprintf(`[reboot]
+strategy = "off"
+gate_dir = %q
+alerts = %q
+[[reboot.windows]]
+days = ["Thu"]
+start = "04:00"
+length = "1h30m"
+zone = "UTC"
+`, dir, prometheus.URL))
+	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC) // a Tuesday
+	if err := errors.Join(
+		(pause{Reason: "the rack is being moved", By: "user 0", Until: now.Add(time.Hour)}).write(c.PauseFile()),
+		os.MkdirAll(c.InhibitDir(), 0o755), os.WriteFile(filepath.Join(c.InhibitDir(), "backup"), []byte("a backup runs\n"), 0o644),
+		os.WriteFile(filepath.Join(dir, "replicas"), []byte("#!/bin/sh\necho two replicas are behind\nexit 1\n"), 0o755),
+	); err != nil {
+		t.Fatal(err)
+	}
+	store := lock.NewMemory()
+	k := lock.On(store, lock.Options{Now: func() time.Time { return now }})
+	if err := k.SetMax(t.Context(), "web", 0); err != nil {
+		t.Fatal(err)
+	}
+	g := keeper(t, c, k, func() time.Time { return now })
+	g.target.pin = "1.0"
+	g.download = []reboot.Gate{pauseGate{c.PauseFile()}}
+	o := omaha.Offer{Version: "2.0.0"}
+
+	said := map[string]reboot.Answer{}
+	keep := func(what string, answers []reboot.Answer) {
+		for _, a := range answers {
+			if a.Verdict != reboot.Go {
+				said[what+a.Gate] = a
+			}
+		}
+	}
+	for _, gate := range append(slices.Clone(g.panel.Gates), g.panel.Last...) { // each alone: the last ones are not asked while others are against it
+		keep("", (&reboot.Panel{Gates: []reboot.Gate{gate}}).Ask(t.Context(), now))
+	}
+	keep("full ", (&reboot.Panel{}).Ask(t.Context(), now, g.gate(o)))
+	away := &reboot.Semaphore{Lock: lock.On(unavailable{store}, lock.Options{}), Claim: g.claim(o)}
+	keep("away ", (&reboot.Panel{}).Ask(t.Context(), now, away))
+	if err := errors.Join(g.gate(o).Withdraw(t.Context(), "b goes first"), k.SetMax(t.Context(), "web", 1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Request(t.Context(), lock.Claim{Group: "web", Host: "b", To: "2.0.0"}); err != nil {
+		t.Fatal(err)
+	}
+	keep("queue ", (&reboot.Panel{}).Ask(t.Context(), now, g.gate(o)))
+	if err := k.Release(t.Context(), "web", "b", lock.Verdict{Outcome: lock.Failed, Version: "2.0.0", Reason: "port 80 does not answer"}); err != nil {
+		t.Fatal(err)
+	}
+	keep("halted ", (&reboot.Panel{}).Ask(t.Context(), now, g.gate(o)))
+	keep("download ", g.Ask(t.Context(), updater.BeforeDownload, o, false).Answers)
+	hanging := &reboot.Panel{Gates: []reboot.Gate{hangs{}}, Limit: time.Millisecond}
+	keep("", hanging.Ask(t.Context(), now))
+
+	want := []string{"alerts", "away semaphore", "commands", "download halt", "download pause", "download pin", "full semaphore", "halted semaphore", "hangs", "inhibit files",
+		"inhibitors", "pause", "queue semaphore", "strategy", "users", "window"}
+	if got := slices.Sorted(maps.Keys(said)); !slices.Equal(got, want) {
+		t.Errorf("against it: %q, want %q", got, want)
+	}
+	for name, a := range said {
+		if a.Why == "" || a.Since.IsZero() || a.Hint == "" || a.Evidence == "" {
+			t.Errorf("%s does not say all: %+v", name, a)
+		}
+		if known := name == "pause" || name == "download pause" || name == "window"; known && a.Ask.IsZero() {
+			t.Errorf("%s does not say until when: %+v", name, a)
+		}
+	}
+}
+
+// unavailable is a store that is away.
+type unavailable struct{ *lock.Memory }
+
+func (unavailable) Read(context.Context, string, string, int) (lock.View, error) {
+	return lock.View{}, fmt.Errorf("%w: no member answers", lock.ErrUnavailable)
+}
+
+// hangs is a gate that does not answer.
+type hangs struct{}
+
+func (hangs) Name() string { return "hangs" }
+
+func (hangs) Ask(ctx context.Context, _ time.Time) reboot.Answer {
+	<-context.WithoutCancel(ctx).Done() // as a call into the kernel may, for ever
+	return reboot.Answer{}
 }
