@@ -11,6 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/bootsim"
@@ -80,6 +83,59 @@ func TestFileDeviceWritesOfEveryKind(t *testing.T) {
 		if err := closer(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A large write leaves nothing in the page cache.
+func TestFileDeviceWritesAroundTheCache(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	const size = 1 << 20
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Type == unix.TMPFS_MAGIC || st.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		t.Skip("a file system that may have only the page cache")
+	}
+	if f, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT, 0); err != nil {
+		t.Skip("the file system has no O_DIRECT: ", err)
+	} else {
+		f.Close()
+	}
+	dev, closer, err := partition.OpenDevice(path, partition.Options{SectorSize: 512})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closer()
+	if _, err := dev.WriteAt(make([]byte, size), 0); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(m)
+	resident := make([]byte, size/os.Getpagesize())
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), size, uintptr(unsafe.Pointer(&resident[0]))); errno != 0 {
+		t.Fatal(errno)
+	}
+	n := 0
+	for _, b := range resident {
+		n += int(b & 1)
+	}
+	if n > len(resident)/8 { // the beginning is read for the sector size
+		t.Errorf("%d of %d pages are in the cache", n, len(resident))
 	}
 }
 

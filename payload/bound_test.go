@@ -8,6 +8,10 @@ import (
 	"io"
 	"runtime"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/flipside-linux/flipside/payload/metadata"
 )
 
 type bytesSource []byte
@@ -57,4 +61,81 @@ func TestFewImageSignatures(t *testing.T) {
 			t.Errorf("%d signatures: %v", n, err)
 		}
 	}
+}
+
+// FuzzSplit compares manifests that are parsed in pieces with the same parsed whole.
+func FuzzSplit(f *testing.F) {
+	op := func(n uint64) *metadata.InstallOperation {
+		return &metadata.InstallOperation{Type: proto.Int32(8), DataOffset: &n, DataSha256Hash: make([]byte, 32), DstExtents: []*metadata.Extent{{StartBlock: &n, NumBlocks: &n}}}
+	}
+	info := &metadata.PartitionInfo{Size: proto.Uint64(4096)}
+	for _, m := range []proto.Message{
+		&metadata.Manifest{SignaturesSize: proto.Uint64(7), Partitions: []*metadata.PartitionUpdate{
+			{PartitionName: proto.String("usr"), Operations: []*metadata.InstallOperation{op(1), op(2)}, NewPartitionInfo: info}, {PartitionName: proto.String("kernel")}, {Operations: []*metadata.InstallOperation{op(3)}},
+		}},
+		&metadata.ManifestV1{PartitionOperations: []*metadata.InstallOperation{op(1)}, NoopOperations: []*metadata.InstallOperation{op(2)}, Procedures: []*metadata.InstallProcedure{
+			{Type: proto.Int32(1)}, {Operations: []*metadata.InstallOperation{op(4), op(5)}, NewInfo: info},
+		}},
+	} {
+		data, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data, false)
+		f.Add(data, true)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, major1 bool) {
+		in, rest := messageV2(), proto.Message(&metadata.Manifest{})
+		whole := proto.Message(&metadata.Manifest{})
+		if major1 {
+			in, rest, whole = messageV1(), &metadata.ManifestV1{}, &metadata.ManifestV1{}
+		}
+		if bound(data, in, maxMessagesUnsigned) != nil {
+			return
+		}
+		left, own, parts := split(data, in)
+		want := proto.Unmarshal(data, whole)
+		bad := proto.Unmarshal(left, rest)
+		parse := func(raw [][]byte) (ops []*metadata.InstallOperation) {
+			for _, b := range raw {
+				var o metadata.InstallOperation
+				if err := proto.Unmarshal(b, &o); err != nil && bad == nil {
+					bad = err
+				}
+				ops = append(ops, &o)
+			}
+			return ops
+		}
+		switch m := rest.(type) {
+		case *metadata.Manifest:
+			if bad == nil && len(parts) != len(m.Partitions) {
+				t.Fatalf("operations of %d partitions, of which there are %d", len(parts), len(m.Partitions))
+			}
+			for i, q := range m.Partitions {
+				if bad == nil {
+					q.Operations = parse(parts[i])
+				}
+			}
+		case *metadata.ManifestV1:
+			m.PartitionOperations = parse(own)
+			if bad == nil && len(parts) != len(m.Procedures) {
+				t.Fatalf("operations of %d procedures, of which there are %d", len(parts), len(m.Procedures))
+			}
+			for i, p := range m.Procedures {
+				if bad == nil {
+					p.Operations = parse(parts[i])
+				}
+			}
+			whole.(*metadata.ManifestV1).NoopOperations = nil // nobody reads them
+			if want != nil && bad == nil {
+				return // what is wrong is in those
+			}
+		}
+		if (want == nil) != (bad == nil) {
+			t.Fatalf("whole: %v, in pieces: %v", want, bad)
+		}
+		if want == nil && !proto.Equal(whole, rest) {
+			t.Errorf("whole: %v\nin pieces: %v", whole, rest)
+		}
+	})
 }

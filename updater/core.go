@@ -442,7 +442,7 @@ func (s *steps) wake() {
 	}
 	if due(c.checkDue) {
 		c.checkDue = time.Time{}
-		s.begin(AskServer{OnDemand: c.onDemand, Unwedge: st.Unwedge, Whole: st.Whole != ""})
+		s.begin(AskServer{OnDemand: c.onDemand, Unwedge: st.Unwedge, Whole: st.Whole})
 		c.onDemand = false
 	}
 }
@@ -509,7 +509,7 @@ func (s *steps) answered(ev Answered) {
 	case u != nil && u.Rollback != "":
 		st.LastAnswer = fmt.Sprintf("release %s; the host goes back to %s first", ev.Offer.Version, u.ToSlot)
 		s.do(Save{})
-	case st.Phase == Armed && samePayload(u.Offer, *ev.Offer):
+	case st.Phase == Armed && sameRelease(u.Offer, *ev.Offer):
 		st.LastAnswer = fmt.Sprintf("release %s, which is in place already", ev.Offer.Version)
 		s.do(Save{})
 	default:
@@ -564,6 +564,21 @@ func (s *steps) downloadGates(ev GatesAnswered) {
 
 // samePayload reports whether two offers are of the same bytes.
 func samePayload(a, b omaha.Offer) bool { return a.SHA256 == b.SHA256 && a.Size == b.Size }
+
+// sameRelease reports whether two offers are of one release: the same bytes, or it whole and as a delta.
+func sameRelease(a, b omaha.Offer) bool {
+	return samePayload(a, b) || a.Version == b.Version && a.Delta != b.Delta
+}
+
+// unfit reports whether an error, by its Omaha code, may lie in what a delta is applied to, or in the delta, and not in the release that it makes: the
+// slot or a file does not hold what it should, the old image is another one, wrong hash, malformed, unknown operation.
+func unfit(code int) bool {
+	switch code {
+	case 15, 16, 20, 23, 29, 45:
+		return true
+	}
+	return false
+}
 
 // quarantine is the gate that remembers versions that failed here, because no server does.
 func (s *steps) quarantine(o omaha.Offer) (reboot.Answer, bool) {
@@ -633,9 +648,10 @@ func (s *steps) applyFailed(ev ApplyFailed) {
 		s.wake()
 		return
 	}
-	if st.Update.Offer.Delta && st.Whole != v {
+	// Once: a delta that comes although none was asked for is a release like any other, with its quarantine.
+	if st.Update.Offer.Delta && !st.Whole && unfit(ev.Code) {
 		s.failed(UpdateFailed, fmt.Errorf("the delta to release %s cannot be used here; the whole release is asked for: %w", v, ev.Err))
-		st.Whole, st.Unwedge = v, true
+		st.Whole = true
 		c.checkDue = s.now
 		s.forget()
 		return
@@ -764,7 +780,7 @@ func (s *steps) confirmed() {
 	}
 	st.Verdict = &Verdict{Healthy: true, Version: u.Offer.Version}
 	delete(st.Failures, u.Offer.Version)
-	st.Whole = ""
+	st.Whole = false
 	st.LastError, st.ErrorAt = "", time.Time{}
 	st.LastAnswer = fmt.Sprintf("release %s, which is in place and healthy now", u.Offer.Version)
 	st.Update = nil

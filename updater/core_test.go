@@ -28,7 +28,7 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected output of the tr
 // Commands: start k=v… (facts: boot, run, other, version, and one priority/tries/successful per slot), restart k=v… (the process or the machine
 // died: a new core with only what was saved), wake, check, offer VERSION, none REASON, wedged, check-fails ERROR, gates [go | wait WHY | halted WHY],
 // gates-changed, checkpoint N, applied, apply-fails [transient] ERROR, armed, cancel, rollback, reboot, reboot-now, reboot-fails ERROR, healthy, unhealthy WHY, confirmed,
-// delivered N, undelivered, verdict-taken, verdict-fails.
+// delivered N, undelivered, verdict-taken, verdict-fails; delta VERSION (an offer), misfits (the apply of one fails, because the old image is another one).
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -111,6 +111,8 @@ func (r *transcript) command(t *testing.T, line string) string {
 		ev = CheckNow{By: "a person"}
 	case "offer":
 		ev = Answered{Offer: &omaha.Offer{Version: arg, Size: 1 << 20, SHA256: sha256.Sum256([]byte(arg)), URLs: []string{"http://updates.example/" + arg}}}
+	case "delta":
+		ev = Answered{Offer: &omaha.Offer{Version: arg, Size: 1 << 10, Delta: true, SHA256: sha256.Sum256([]byte("delta to " + arg)), URLs: []string{"http://updates.example/" + arg}}}
 	case "none":
 		ev = Answered{Reason: arg}
 	case "wedged":
@@ -146,6 +148,8 @@ func (r *transcript) command(t *testing.T, line string) string {
 	case "apply-fails":
 		why, transient := strings.CutPrefix(arg, "transient ")
 		ev = ApplyFailed{Err: errors.New(why), Code: 10, Transient: transient}
+	case "misfits":
+		ev = ApplyFailed{Err: errors.New("the old image is another one"), Code: 20}
 	case "armed":
 		ev = ArmedNow{}
 	case "reboot-fails":
@@ -208,6 +212,9 @@ func effectText(c *Core, e Effect) string {
 		}
 		if e.Unwedge {
 			s += ", and clear its idea of us"
+		}
+		if e.Whole {
+			s += ", for whole releases"
 		}
 		return s
 	case AskGates:

@@ -20,7 +20,7 @@ var (
 	// ErrBelowFloor means that the other slot's release is below the floor of releases, or not known to be above it.
 	ErrBelowFloor = errors.New("the release to go back to may be older than this host accepts")
 
-	errAsking = fmt.Errorf("%w: the server is being asked", ErrUnderWay)
+	errAsking = fmt.Errorf("%w: the server, or a gate, is being asked", ErrUnderWay)
 )
 
 // A question to the server takes a second, and an order that comes just then waits for its end instead of being refused for a matter of chance.

@@ -43,7 +43,7 @@ func (e *Engine) Plan(ctx context.Context, srv Server) (Plan, error) {
 	ask := AskServer{OnDemand: true}
 	err := e.do(ctx, func() []Effect {
 		c := e.Core
-		ask.Unwedge, ask.Whole = c.State.Unwedge, c.State.Whole != ""
+		ask.Unwedge, ask.Whole = c.State.Unwedge, c.State.Whole
 		p = Plan{Schema: planSchema, Version: c.Facts.Version, Slot: c.Facts.Running}
 		return nil
 	})
@@ -64,7 +64,7 @@ func (e *Engine) Plan(ctx context.Context, srv Server) (Plan, error) {
 	err = e.do(ctx, func() []Effect {
 		c := e.Core
 		offer.ToSlot = c.Facts.Other
-		if u := c.State.Update; u != nil && samePayload(u.Offer, *o) {
+		if u := c.State.Update; u != nil && (samePayload(u.Offer, *o) || c.State.Phase == Armed && sameRelease(u.Offer, *o)) {
 			switch {
 			case c.State.Phase == Armed:
 				offer.InPlace, offer.Fetch = true, 0

@@ -70,7 +70,7 @@ type State struct {
 	Verdict  *Verdict           `json:"verdict,omitempty"`
 	Holds    map[string]string  `json:"holds,omitempty"`   // the release that is complete in each slot, by label, as far as it is known
 	Unwedge  bool               `json:"unwedge,omitempty"` // the server thinks that we are mid-update and we are not
-	Whole    string             `json:"whole,omitempty"`   // a release whose delta did not fit: until one is in place, whole payloads are asked for
+	Whole    bool               `json:"whole,omitempty"`   // a delta did not fit: until a release is in place and good, whole payloads are asked for
 
 	LastCheck  time.Time `json:"last_check,omitzero"`
 	LastAnswer string    `json:"last_answer,omitempty"` // what the server said, in words

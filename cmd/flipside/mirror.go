@@ -41,7 +41,7 @@ func publisher(dir string, keys []string, unverified bool) (*server.Publisher, e
 }
 
 // verifier checks a payload with keys; without any it is nil.
-func verifier(keys []string) (func(ctx context.Context, path, whole string) error, error) {
+func verifier(keys []string) (func(context.Context, string, *server.Delta) error, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
@@ -49,7 +49,9 @@ func verifier(keys []string) (func(ctx context.Context, path, whole string) erro
 	if err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context, path, whole string) error { return verifyPayload(ctx, path, whole, ring) }, nil
+	return func(ctx context.Context, path string, of *server.Delta) error {
+		return verifyPayload(ctx, path, of, ring)
+	}, nil
 }
 
 // keyring reads keys by the rules of a host: files, and directories of drop-ins with their roles, times and revocations. A path that is not there is an
@@ -69,7 +71,7 @@ func keyring(paths []string, policy trust.KeyPolicy) (*payload.Keyring, error) {
 
 // verifyPayload checks everything of a payload that a host would check, down to the last operation, by applying it to
 // nowhere. A delta needs its old image for that: of one, the metadata's signature and shape are checked, and that it makes the images of the whole payload.
-func verifyPayload(ctx context.Context, path, whole string, ring *payload.Keyring) error {
+func verifyPayload(ctx context.Context, path string, of *server.Delta, ring *payload.Keyring) error {
 	src, err := payload.NewFileSource(path)
 	if err != nil {
 		return err
@@ -79,13 +81,13 @@ func verifyPayload(ctx context.Context, path, whole string, ring *payload.Keyrin
 		return withExit(exitVerify, err)
 	}
 	switch {
-	case whole == "" && p.Delta():
+	case of == nil && p.Delta():
 		return withExit(exitUsage, withHint(errors.New("it is a delta, which helps only hosts that run the release that it changes"),
 			"publish the release's whole payload first, and then this one with --from and the version that it changes"))
-	case whole != "" && !p.Delta():
+	case of != nil && !p.Delta():
 		return withExit(exitUsage, errors.New("it is no delta"))
-	case whole != "":
-		return sameImages(ctx, p, whole, ring)
+	case of != nil:
+		return agrees(ctx, p, *of, ring)
 	}
 	targets := make(map[string]payload.Target, len(p.Partitions))
 	for _, part := range p.Partitions {
@@ -94,26 +96,47 @@ func verifyPayload(ctx context.Context, path, whole string, ring *payload.Keyrin
 	return withExit(exitVerify, p.Apply(ctx, payload.ApplyOptions{Targets: targets}))
 }
 
-// sameImages finds out whether a delta makes all that a whole payload makes.
-func sameImages(ctx context.Context, delta *payload.Payload, whole string, ring *payload.Keyring) error {
-	src, err := payload.NewFileSource(whole)
+// agrees finds out whether a delta makes all that the whole payload of its release makes, out of what the release makes that it changes.
+func agrees(ctx context.Context, delta *payload.Payload, of server.Delta, ring *payload.Keyring) error {
+	open := func(path string) (*payload.Payload, error) {
+		src, err := payload.NewFileSource(path)
+		if err != nil {
+			return nil, err
+		}
+		return payload.Open(ctx, src, payload.Options{Keys: ring})
+	}
+	fail := func(format string, args ...any) error { return withExit(exitVerify, fmt.Errorf(format, args...)) }
+	whole, err := open(of.Whole)
 	if err != nil {
-		return err
+		return fail("the release's whole payload: %w", err)
 	}
-	w, err := payload.Open(ctx, src, payload.Options{Keys: ring})
-	if err != nil {
-		return withExit(exitVerify, fmt.Errorf("the release's whole payload: %w", err))
+	if len(delta.Partitions) != len(whole.Partitions) {
+		return fail("it makes %d images, and the release's whole payload makes %d", len(delta.Partitions), len(whole.Partitions))
 	}
-	if len(delta.Partitions) != len(w.Partitions) {
-		return withExit(exitVerify, fmt.Errorf("it makes %d images, and the release's whole payload makes %d", len(delta.Partitions), len(w.Partitions)))
-	}
-	for _, q := range w.Partitions {
+	for _, q := range whole.Partitions {
 		if !slices.ContainsFunc(delta.Partitions, func(d payload.Partition) bool { return d.Name == q.Name && d.Size == q.Size && d.SHA256 == q.SHA256 }) {
-			return withExit(exitVerify, fmt.Errorf("it does not make the image of partition %q that the release's whole payload makes", q.Name))
+			return fail("it does not make the image of partition %q that the release's whole payload makes", q.Name)
 		}
 	}
-	if delta.MaxTimestamp != w.MaxTimestamp {
-		return withExit(exitVerify, fmt.Errorf("its number is %d, and that of the release's whole payload is %d", delta.MaxTimestamp, w.MaxTimestamp))
+	if delta.MaxTimestamp != whole.MaxTimestamp {
+		return fail("its number is %d, and that of the release's whole payload is %d", delta.MaxTimestamp, whole.MaxTimestamp)
+	}
+	if of.Base == "" {
+		return nil
+	}
+	base, err := open(of.Base)
+	if errors.Is(err, payload.ErrSignature) || errors.Is(err, payload.ErrUnsigned) { // by a key of its time
+		return nil
+	}
+	if err != nil {
+		return fail("the whole payload of the release that it changes: %w", err)
+	}
+	for _, d := range delta.Partitions {
+		if d.OldSize > 0 && !slices.ContainsFunc(base.Partitions, func(q payload.Partition) bool {
+			return d.Name == q.Name && d.OldSize == q.Size && d.OldSHA256 == q.SHA256
+		}) {
+			return fail("it changes another image of partition %q than the release has that --from names", d.Name)
+		}
 	}
 	return nil
 }

@@ -199,7 +199,7 @@ func openOutput(path string, size int64) (*output, error) {
 	}
 	o := &output{payload.NewFileTarget(f), f, path}
 	// Room for all of it now: what does not fit is known at once, and writes that lengthen no file need not wait for each other.
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
 		o.close(false)
 		return nil, fmt.Errorf("making room for %d MiB in %s: %w", size>>20, filepath.Dir(path), err)
 	}

@@ -69,7 +69,11 @@ the delta, and the whole payload if the delta cannot be used there. A delta must
 			}
 			switch {
 			case errors.Is(err, server.ErrExists):
-				return withHint(err, "a version never changes once it is published: choose a new version number")
+				hint := "a version never changes once it is published: choose a new version number"
+				if from != "" {
+					hint = "a delta never changes once it is published: if it is wrong, delete its file below deltas/, and publish the right one"
+				}
+				return withHint(err, "%s", hint)
 			case errors.Is(err, server.ErrNotPayload):
 				return withHint(withExit(exitVerify, err), "make a payload from an image with: flipside payload create")
 			case errors.Is(err, server.ErrUnknown):

@@ -291,6 +291,8 @@ func TestReleasePublishDelta(t *testing.T) {
 	publish(exitVerify, `does not make the image of partition "usr"`, create("other", three, &one, 7), "--from", "1.0.0")
 	publish(exitVerify, "its number is 6", create("older", two, &one, 6), "--from", "1.0.0")
 	publish(0, "release 2.0.0 for hosts that run 1.0.0: ", delta, "--from", "1.0.0")
+	publish(0, "release 1.9.0: ", create("nine", three, nil, 5), "--version", "1.9.0")
+	publish(exitVerify, "another image of partition \"usr\" than the release has", delta, "--from", "1.9.0")
 	var out bytes.Buffer
 	if code := (&app{stdout: &out, stderr: &out}).run(t.Context(), []string{"release", "list", "--dir", dir}); code != 0 || !strings.Contains(out.String(), "  from 1.0.0 ") {
 		t.Errorf("%d\n%s", code, &out)

@@ -175,7 +175,7 @@ func TestVerifyWithKeyDirectory(t *testing.T) {
 		// A release server and a mirror take what a host would take.
 		check, err := verifier([]string{keys})
 		if err == nil {
-			err = check(t.Context(), file, "")
+			err = check(t.Context(), file, nil)
 		}
 		if (err == nil) != (want == exitOK) {
 			t.Errorf("the verifier of releases: %v, want status %d", err, want)

@@ -259,7 +259,7 @@ func TestOpenAPI(t *testing.T) {
 	if ch, ok := l.catalog.Load().channels["edge"]; !ok || ch.Version != "1.3.0" {
 		t.Errorf("the upload moved its channel to %+v", ch)
 	}
-	l.publish.Verify = func(context.Context, string, string) error { return errors.New("nobody signed it") }
+	l.publish.Verify = func(context.Context, string, *Delta) error { return errors.New("nobody signed it") }
 	if code, body := c.do("PUT", "/v1/admin/releases/1.4.0", "secret", octets, payload(9)); code != 400 || !strings.Contains(body, "nobody signed it") {
 		t.Errorf("an upload that nobody signed: %d %s", code, body)
 	}

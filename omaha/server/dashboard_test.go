@@ -70,7 +70,7 @@ func fleetLab(t *testing.T) *lab {
 		}}, nil
 	}
 	l.opt.Admins.Tokens = map[string]string{"ops": "secret"}
-	l.opt.Verify = func(context.Context, string, string) error { return nil }
+	l.opt.Verify = func(context.Context, string, *Delta) error { return nil }
 	l.publish.Verify = l.opt.Verify
 	step(time.Minute)
 	return l

@@ -29,11 +29,11 @@ func TestDeltas(t *testing.T) {
 			t.Errorf("from %q went through", from)
 		}
 	}
-	var whole string
-	p.Verify = func(_ context.Context, _, path string) error { whole = path; return nil }
+	var of Delta
+	p.Verify = func(_ context.Context, _ string, d *Delta) error { of = *d; return nil }
 	d, err := p.AddDelta(ctx, "1.2.0", "1.1.0", delta)
-	if err != nil || d.Size != 5000 || whole != filepath.Join(l.dir, "payloads", "1.2.0.payload") {
-		t.Fatalf("%+v, %v, checked against %q", d, err, whole)
+	if err != nil || d.Size != 5000 || of != (Delta{Whole: filepath.Join(l.dir, "payloads", "1.2.0.payload")}) {
+		t.Fatalf("%+v, %v, checked against %+v", d, err, of)
 	}
 	if again, err := p.AddDelta(ctx, "1.2.0", "1.1.0", delta); err != nil || again.Published != d.Published {
 		t.Errorf("the same again: %v", err)
@@ -107,5 +107,27 @@ func TestDeltas(t *testing.T) {
 	}
 	if a, err := l.client(1, "1.1.0").Check(ctx, omaha.CheckRequest{Deltas: true}); err != nil || a.Offer == nil || a.Offer.Size != 300_000 {
 		t.Errorf("with a delta that is cut short: %+v, %v", a, err)
+	}
+}
+
+// A host whose first attempt broke off, and that has come up with the release after all, is as healthy as any other.
+func TestFailureIsForgottenByTheBoot(t *testing.T) {
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	c := l.client(1, "1.0.0")
+	l.check(c)
+	l.check(c, omaha.Failed(omaha.CodeTransfer))
+	if h, _ := l.Host(c.MachineID); h.Failed != "1.1.0" {
+		t.Fatalf("%+v", h)
+	}
+	c.Version = "1.1.0"
+	l.check(c, omaha.Booted("1.0.0"))
+	if h, _ := l.Host(c.MachineID); h.State != Complete || h.Failed != "" || h.Failures != 0 {
+		t.Errorf("%+v", h)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := l.healthy("stable", "1.1.0", l.clock.Now()); n != 1 {
+		t.Errorf("%d hosts are healthy", n)
 	}
 }

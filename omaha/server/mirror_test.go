@@ -34,7 +34,7 @@ func TestMirror(t *testing.T) {
 	if err != nil || ch.Version != "2.0.0" || strings.Join(ch.Floors, " ") != "1.1.0 1.2.0" {
 		t.Errorf("channel is %+v, %v", ch, err)
 	}
-	p = &Publisher{Dir: t.TempDir(), Verify: func(context.Context, string, string) error { return errors.New("wrong key") }}
+	p = &Publisher{Dir: t.TempDir(), Verify: func(context.Context, string, *Delta) error { return errors.New("wrong key") }}
 	if _, err := p.Mirror(context.Background(), from, "prod"); err == nil || !strings.Contains(err.Error(), "wrong key") {
 		t.Errorf("payloads that do not verify: %v", err)
 	}

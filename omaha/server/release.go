@@ -37,6 +37,12 @@ type Release struct {
 	PCRs         PCRs      `toml:"-" json:"pcrs,omitempty"` // what a boot of it must have measured, from a file of its own
 }
 
+// Delta says what a delta must agree with.
+type Delta struct {
+	Whole string // path of the whole payload of its release, which makes the same images
+	Base  string // path of the whole payload of what it changes; empty if that was never published here
+}
+
 // Errors of publishing that a caller may want to tell apart.
 var (
 	ErrNotPayload = errors.New("not an update payload")
@@ -87,9 +93,9 @@ type Publisher struct {
 	Now func() time.Time // nil for the real clock
 	// Who is written into the audit log beside each change.
 	Who string
-	// Verify looks at a payload before it is published, such as at its signature; nil accepts any well-formed one. Of a delta, whole is where the
-	// whole payload of its release is, which makes the same images; else it is empty, and the payload must be no delta.
-	Verify func(ctx context.Context, path, whole string) error
+	// Verify looks at a payload before it is published, such as at its signature; nil accepts any well-formed one. For a whole payload, which must be no
+	// delta, of is nil.
+	Verify func(ctx context.Context, path string, of *Delta) error
 }
 
 // Add stores the payload file at path as version. The same file again is not an error; another one is [ErrExists].
@@ -129,14 +135,14 @@ func (p *Publisher) add(ctx context.Context, rel Release, path string) (Release,
 	if err != nil {
 		return fail(fmt.Errorf("%q: %w", path, err))
 	}
-	whole := ""
+	var of *Delta
 	if rel.From != "" {
-		if whole, err = p.whole(rel); err != nil {
+		if of, err = p.delta(rel); err != nil {
 			return fail(err)
 		}
 	}
 	if p.Verify != nil {
-		if err := p.Verify(ctx, path, whole); err != nil {
+		if err := p.Verify(ctx, path, of); err != nil {
 			return fail(fmt.Errorf("%q: %w", path, err))
 		}
 	}
@@ -159,19 +165,28 @@ func (p *Publisher) add(ctx context.Context, rel Release, path string) (Release,
 	return rel, nil
 }
 
-// whole finds the whole payload that a delta stands for.
-func (p *Publisher) whole(delta Release) (string, error) {
-	if err := checkVersion(delta.From); err != nil {
-		return "", err
+// delta finds what a delta must agree with.
+func (p *Publisher) delta(rel Release) (*Delta, error) {
+	if err := checkVersion(rel.From); err != nil {
+		return nil, err
 	}
-	if delta.From == delta.Version {
-		return "", errors.New("a version is no delta of itself")
+	if rel.From == rel.Version {
+		return nil, errors.New("a version is no delta of itself")
 	}
-	rel, err := readRelease(p.Dir, delta.Version)
+	whole, err := readRelease(p.Dir, rel.Version)
 	if errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("its whole payload must be published first: version %q: %w", delta.Version, ErrUnknown)
+		return nil, fmt.Errorf("its whole payload must be published first: version %q: %w", rel.Version, ErrUnknown)
 	}
-	return filepath.Join(p.Dir, "payloads", rel.Payload), err
+	if err != nil {
+		return nil, err
+	}
+	of := &Delta{Whole: filepath.Join(p.Dir, "payloads", whole.Payload)}
+	base, err := readRelease(p.Dir, rel.From)
+	if errors.Is(err, os.ErrNotExist) {
+		return of, nil
+	}
+	of.Base = filepath.Join(p.Dir, "payloads", base.Payload)
+	return of, err
 }
 
 // file is where a release's file is below the directory, without its ending; the payload has the same base.

@@ -107,6 +107,9 @@ func (s *Server) finish(h *Host, state State, now time.Time) {
 	fresh := state == Complete && h.State != Complete
 	h.set(state, now)
 	h.Target = ""
+	if state == Complete && h.Failed == h.Version { // it has come up after all
+		h.Failed, h.FailedAt, h.ErrorCode, h.Failures = "", time.Time{}, 0, 0
+	}
 	if r := s.rollouts[h.Channel]; r != nil {
 		delete(r.active, h.ID)
 		if fresh && h.Version == r.Version {

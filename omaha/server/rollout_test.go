@@ -420,7 +420,7 @@ func TestPublish(t *testing.T) {
 	if _, err := p.Rollback("stable", false); !errors.Is(err, ErrUnknown) {
 		t.Errorf("rollback of nothing: %v", err)
 	}
-	p.Verify = func(context.Context, string, string) error { return errors.New("wrong key") }
+	p.Verify = func(context.Context, string, *Delta) error { return errors.New("wrong key") }
 	if _, err := p.Add(ctx, "1.3.0", good); err == nil || !strings.Contains(err.Error(), "wrong key") {
 		t.Errorf("a payload that does not verify: %v", err)
 	}

@@ -30,7 +30,7 @@ type Options struct {
 	ReadOnly  bool          // look at the releases only: nothing is made or written, and no host is known
 
 	// Verify looks at a payload before it is published over HTTP, such as at its signature. Without it no upload is taken.
-	Verify func(ctx context.Context, path, whole string) error // as that of a Publisher
+	Verify func(ctx context.Context, path string, of *Delta) error // as that of a Publisher
 	// Reboots asks the cluster's semaphore who reboots and who waits, to be shown beside the hosts; nil: there is none.
 	Reboots func(ctx context.Context) ([]RebootGroup, error)
 
