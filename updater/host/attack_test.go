@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -405,6 +406,42 @@ func TestProofOfABoot(t *testing.T) {
 	r.update("3.0.0", r.numbered("3.0.0", 2*day, "", r.key))
 	h, _ = r.server.Host(id)
 	if h.Proof.Version != "2.0.0" || h.Proof.Key != key || !strings.Contains(h.Proof.Refused, "this host's is "+key) {
+		t.Errorf("the server knows %+v", h.Proof)
+	}
+}
+
+// A proof that the server did not get, because it was away, or that it did not believe, because nobody had accepted the key, comes again with a later check.
+func TestProofIsSentAgain(t *testing.T) {
+	e := trusttest.Start(t)
+	tpm, err := trust.OpenTPM(e.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(tpm.ProvisionKeys(nil), tpm.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t)
+	r.conf = "[trust]\ntpm = \"" + e.Socket + "\"\nproof = \"" + r.http.URL + "/v1/proof\"\n"
+	var away atomic.Bool
+	away.Store(true)
+	r.wrap = func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if away.Load() && strings.HasPrefix(req.URL.Path, "/v1/proof/") {
+				http.Error(w, "away", http.StatusServiceUnavailable)
+				return
+			}
+			h.ServeHTTP(w, req)
+		})
+	}
+	r.update("2.0.0", r.numbered("2.0.0", day, "", r.key))
+	id := strings.Repeat("ab", 16)
+	if h, _ := r.server.Host(id); h.Proof != nil {
+		t.Fatalf("the server knows %+v", h.Proof)
+	}
+	away.Store(false)
+	slot, _ := r.boot()
+	r.run(slot, func(updater.Status) bool { h, _ := r.server.Host(id); return h.Proof != nil && !h.Proof.At.IsZero() })
+	if h, _ := r.server.Host(id); h.Proof.Version != "2.0.0" || h.Proof.Refused != "" {
 		t.Errorf("the server knows %+v", h.Proof)
 	}
 }

@@ -79,6 +79,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 		}
 		if facts.Slots[facts.Running].Successful {
 			guard.raise(context.Background(), facts.Running, version) // what power or a missing TPM kept from being done after the last confirmation
+			guard.proves(facts.Running, version)                      // with the first check
 		}
 	}
 	goal := &target{channel: c.Update.Channel, pin: c.Update.Pin}
@@ -110,7 +111,7 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 			MachineID: machineID, MachineAlias: c.Host.Alias, BootID: bootID, HTTP: h, AllowPlainHTTP: c.Update.HTTP,
 		},
 		target: goal, downgrade: c.Update.Downgrade,
-		why: e.Hold,
+		why: e.Hold, checked: guard.prove,
 	}
 	if c.Update.Server == config.Disabled {
 		e.Server = noServer{}

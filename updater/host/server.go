@@ -13,7 +13,8 @@ type server struct {
 	client    omaha.Client
 	target    *target // the channel that is asked for, and the prefix of the versions that are accepted
 	downgrade bool
-	why       func() string // what the host waits for, for the server's list of hosts
+	why       func() string         // what the host waits for, for the server's list of hosts
+	checked   func(context.Context) // what is to be done once the server has answered
 }
 
 func (s *server) Check(ctx context.Context, ask updater.AskServer) updater.Answered {
@@ -30,6 +31,7 @@ func (s *server) Check(ctx context.Context, ask updater.AskServer) updater.Answe
 		}
 		return ev
 	}
+	s.checked(ctx)
 	return updater.Answered{Offer: a.Offer, Reason: a.Reason.Text, Wedged: a.Reason.Kind == omaha.InProgress, Retry: a.PollInterval}
 }
 

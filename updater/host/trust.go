@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,6 +37,9 @@ type guard struct {
 	machineID string
 
 	owed [2]string // slot and version that the TPM has not been told of
+
+	proving  sync.Mutex
+	unproven [2]string // slot and version that run, are good, and have not been proven to the release server
 }
 
 // What the guard may stop an update for.
@@ -292,12 +296,35 @@ func (g *guard) confirmed(ctx context.Context, slot, version string) {
 		g.log.Error("the secrets of the old slot stay as they are", "error", err)
 	}
 	g.raise(ctx, slot, version)
-	if g.conf.Trust.Proof == "" {
+	g.proves(slot, version)
+	g.prove(ctx)
+}
+
+// proves remembers what is to be proven: that this slot has booted and is good.
+func (g *guard) proves(slot, version string) {
+	g.proving.Lock()
+	defer g.proving.Unlock()
+	if g.conf.Trust.Proof != "" {
+		g.unproven = [2]string{slot, version}
+	}
+}
+
+// prove sends the proof of this boot, if it is still to be sent. What cannot be sent, or is not believed yet, is tried again with the next check: the server may be
+// away, or an administrator may have to accept the key first. What no later try can change is said once.
+func (g *guard) prove(ctx context.Context) {
+	g.proving.Lock()
+	defer g.proving.Unlock()
+	if g.unproven == [2]string{} {
 		return
 	}
-	if err := g.sendProof(ctx, g.machineID, slot, version); err != nil {
-		g.log.Warn("the release server has no proof of this boot", "error", err)
+	switch err := g.sendProof(ctx, g.machineID, g.unproven[0], g.unproven[1]); {
+	case errors.Is(err, trust.ErrNoBank), errors.Is(err, trust.ErrNoTPM), errors.Is(err, trust.ErrNoDeviceKey):
+		g.log.Warn("this boot cannot be proven to the release server", "error", err)
+	case err != nil:
+		g.log.Warn("the release server has no proof of this boot; it is tried again with the next check", "error", err)
+		return
 	}
+	g.unproven = [2]string{}
 }
 
 func (g *guard) raise(ctx context.Context, slot, version string) {
