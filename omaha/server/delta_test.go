@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -80,7 +81,11 @@ func TestDeltas(t *testing.T) {
 		t.Error("the page does not speak of the delta")
 	}
 
-	// Over an air gap.
+	// Over an air gap, with what its boots must measure.
+	pcrs := PCRs{"11": {strings.Repeat("ab", 32)}}
+	if _, err := p.Measure("1.2.0", func(PCRs) (PCRs, error) { return pcrs, nil }); err != nil {
+		t.Fatal(err)
+	}
 	var bundle bytes.Buffer
 	if err := p.Export(&bundle, "stable"); err != nil {
 		t.Fatal(err)
@@ -90,7 +95,7 @@ func TestDeltas(t *testing.T) {
 		t.Fatalf("imported %+v, %v", got, err)
 	}
 	c, err := load(far.Dir, nil)
-	if err != nil || len(c.problems) > 0 || c.payload(c.releases["1.2.0"], "1.1.0", true).SHA256 != d.SHA256 {
+	if err != nil || len(c.problems) > 0 || c.payload(c.releases["1.2.0"], "1.1.0", true).SHA256 != d.SHA256 || !reflect.DeepEqual(c.releases["1.2.0"].PCRs, pcrs) {
 		t.Errorf("what came over: %+v, %v", c, err)
 	}
 

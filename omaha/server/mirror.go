@@ -232,7 +232,7 @@ func (p *Publisher) Export(w io.Writer, channels ...string) error {
 	return tw.Close()
 }
 
-// exportRelease writes a release and its deltas.
+// exportRelease writes a release, its deltas, and what a boot of it must have measured.
 func (p *Publisher) exportRelease(tw *tar.Writer, version string) error {
 	if err := p.exportFile(tw, Release{Version: version}.file()); err != nil {
 		return err
@@ -244,7 +244,11 @@ func (p *Publisher) exportRelease(tw *tar.Writer, version string) error {
 			}
 		}
 	}
-	return nil
+	pcrs, err := readPCRs(p.Dir, version)
+	if err != nil || len(pcrs) == 0 {
+		return err
+	}
+	return exportTOML(tw, "pcrs/"+version+".toml", pcrFile{pcrs})
 }
 
 func (p *Publisher) exportFile(tw *tar.Writer, file string) error {
@@ -319,6 +323,14 @@ func (p *Publisher) Import(ctx context.Context, r io.Reader) ([]Release, error) 
 				return got, fmt.Errorf("import %s: %w", pending.Version, err)
 			}
 			got, pending = append(got, rel), nil
+		case "pcrs":
+			var f pcrFile
+			if err := importTOML(tr, &f); err != nil {
+				return got, fmt.Errorf("import %q: %w", h.Name, err)
+			}
+			if _, err := p.Measure(strings.TrimSuffix(name, ".toml"), func(PCRs) (PCRs, error) { return f.PCRs, nil }); err != nil {
+				return got, fmt.Errorf("import %q: %w", h.Name, err)
+			}
 		case "channels":
 			ch := Channel{}
 			if err := importTOML(tr, &ch); err != nil {
