@@ -85,10 +85,11 @@ powercut: toolchain ## enumerate crash states of a whole update and print the co
 
 VM        ?= dist/vm
 VM_PACKAGES := qemu-system-x86 seabios ovmf mmdebstrap e2fsprogs cryptsetup-bin binutils cpio systemd-boot-efi dosfstools mtools gdisk kmod swtpm
-VM_SCENARIOS ?= update,panic,hang,sick,cuts,table,two,rollback,entries
+VM_SCENARIOS ?= update,panic,hang,sick,cuts,table,two,rollback,entries,bls
 VM_RELEASES ?=
 CUTS      ?= 30
 SEED      ?= 1
+JOBS      ?= $(shell nproc)
 
 vm-images: toolchain
 	@.ci/deps $(VM_PACKAGES)
@@ -96,19 +97,19 @@ vm-images: toolchain
 	CGO_ENABLED=0 $(GO) build $(GOFLAGS_) -o $(BIN)/ ./cmd/...
 	cmd/flipside-vm/build-images $(VM)/images $(VM_RELEASES)
 
-vm: vm-images ## virtual machines that update, fall back and lose power (root; CUTS=30 SEED=1), with a report in dist/vm
-	$(BIN)/flipside-vm -images $(VM)/images -out $(VM)/out -run $(VM_SCENARIOS) -cuts $(CUTS) -seed $(SEED)
+vm: vm-images ## virtual machines that update, fall back and lose power (root; CUTS=30 SEED=1 JOBS=2), with a report in dist/vm
+	$(BIN)/flipside-vm -images $(VM)/images -out $(VM)/out -run $(VM_SCENARIOS) -cuts $(CUTS) -seed $(SEED) -jobs $(JOBS)
 
 vm-soak: ## the same with 100 power cuts
 	$(MAKE) vm CUTS=100
 
 vm-short: ## one good update, one that falls back, three power cuts
-	$(MAKE) vm VM_SCENARIOS=update,sick,cuts VM_RELEASES="base good sick" CUTS=3
+	$(MAKE) vm VM_SCENARIOS=update,sick,cuts VM_RELEASES="base good next sick" CUTS=3
 
 # Where nothing can be mounted, or nothing installed, it says so and is no failure.
-vm-test: ## one release that fails, one that is good, one power cut; skipped with the reason where images cannot be built
+vm-test: ## one release that fails, one that is good, three power cuts; skipped with the reason where images cannot be built
 	@if why=$$(.ci/can-vm $(VM_PACKAGES)); then \
-	  $(MAKE) --no-print-directory vm VM_SCENARIOS=sick,cuts VM_RELEASES="base good sick" CUTS=1; \
+	  $(MAKE) --no-print-directory vm VM_SCENARIOS=sick,cuts VM_RELEASES="base good next sick" CUTS=3; \
 	else echo "virtual machines: skipped: $$why"; fi
 
 install: build ## install programs, units, alert rules and documents into $(DESTDIR)$(PREFIX)

@@ -50,6 +50,10 @@ func TestSuperblockOfVeritysetup(t *testing.T) {
 	if got := s.table("/dev/x", "ROOT", blocks*4096); got != want {
 		t.Errorf("table\n%s, want\n%s", got, want)
 	}
+	_, root, _ := strings.Cut(string(out), "Root hash:")
+	if got, err := rootOf(image, blocks*4096); err != nil || got != strings.TrimSpace(root) {
+		t.Errorf("root hash %s, %v, want%s", got, err, root)
+	}
 }
 
 func FuzzSuperblock(f *testing.F) {

@@ -2,7 +2,7 @@
 //
 // The boot stage's, which the firmware starts. It finds the disk whose partition table has slots, chooses one by the rules of package
 // bootsim (the highest priority that has tries left or is successful), spends its try on the disk, reads the slot's kernel image from the EFI
-// system partition, and starts that kernel with kexec.
+// system partition, and starts that kernel with kexec. On a host whose boot loader is systemd-boot there is no boot stage.
 //
 // The slot's own, inside that kernel image (a unified kernel image: kernel, initramfs and command line in one file). The command line holds
 // the root hash of the slot's /usr, so that kernel and /usr belong together: it sets up dm-verity with it, mounts the root file system and
@@ -16,7 +16,7 @@
 //	flipside.disk=/dev/sda      the disk; otherwise the first one that has slots
 //	flipside.kernel=PATTERN     of the kernel image on the EFI system partition, %s is the last part of the slot's label in lower case
 //	flipside.watchdog=SECONDS   until a machine that hangs is restarted; 0: no watchdog
-//	flipside.usr=UUID           the slot; added by the boot stage
+//	flipside.usr=UUID           the slot; added by the boot stage. Without it, as under systemd-boot, the slot is found by its root hash
 //	flipside.usrhash=HASH@BYTE  root hash of /usr in hexadecimal, and where in the partition its hash tree begins
 //	flipside.root=LABEL         label of the partition with the root file system
 package main
@@ -89,7 +89,7 @@ func boot(say func(string, ...any)) error {
 	if err := watchdog(options["flipside.watchdog"]); err != nil {
 		say("no watchdog: %v", err)
 	}
-	if options["flipside.usr"] == "" {
+	if options["flipside.usr"] == "" && options["flipside.usrhash"] == "" {
 		return choose(options, say)
 	}
 	return start(options, say)

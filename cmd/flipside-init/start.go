@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -16,10 +17,14 @@ func start(options map[string]string, say func(string, ...any)) error {
 	if err != nil {
 		return err
 	}
-	id := options["flipside.usr"]
-	usr, err := findPartition(disk, partition.DefaultType, func(p partition.Slot) bool { return p.UUID.String() == id })
-	if err != nil {
-		return fmt.Errorf("the slot with UUID %q: %w", id, err)
+	hash := options["flipside.usrhash"]
+	var usr string
+	if id := options["flipside.usr"]; id != "" {
+		if usr, err = findPartition(disk, partition.DefaultType, func(p partition.Slot) bool { return p.UUID.String() == id }); err != nil {
+			return fmt.Errorf("the slot with UUID %q: %w", id, err)
+		}
+	} else if usr, err = findSlot(disk, hash); err != nil {
+		return err
 	}
 	label := options["flipside.root"]
 	if label == "" {
@@ -29,7 +34,7 @@ func start(options map[string]string, say func(string, ...any)) error {
 	if err != nil {
 		return fmt.Errorf("the partition labelled %q: %w", label, err)
 	}
-	verified, err := setupVerity(usr, "usr", options["flipside.usrhash"])
+	verified, err := setupVerity(usr, "usr", hash)
 	if err != nil {
 		return fmt.Errorf("dm-verity on %s: %w", usr, err)
 	}
@@ -45,6 +50,39 @@ func start(options map[string]string, say func(string, ...any)) error {
 	}
 	say("/usr is %s, verified by %s", usr, verified)
 	return switchRoot(dir, "/usr/lib/systemd/systemd")
+}
+
+// findSlot returns the device of the slot whose hash tree has a root. Two slots can only both have it if they hold the same release.
+func findSlot(disk, hash string) (string, error) {
+	root, offset, err := parseHash(hash)
+	if err != nil {
+		return "", err
+	}
+	d, err := partition.OpenDisk(disk, partition.Options{ReadOnly: true})
+	if err != nil {
+		return "", err
+	}
+	slots, err := d.Slots()
+	d.Close()
+	if err != nil {
+		return "", err
+	}
+	var errs []error
+	for _, s := range slots {
+		device, err := findPartition(disk, partition.DefaultType, func(p partition.Slot) bool { return p.UUID == s.UUID })
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		got, err := rootOf(device, offset)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s: %w", device, err))
+		case got == root:
+			return device, nil
+		}
+	}
+	return "", errors.Join(append([]error{fmt.Errorf("no slot of %s has the root hash %s", disk, root)}, errs...)...)
 }
 
 // switchRoot makes dir the root file system and executes init in it.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -73,6 +74,43 @@ func (s superblock) table(device, root string, offset int64) string {
 		device, device, s.DataBlock, s.HashBlock, s.Blocks, offset/int64(s.HashBlock)+1, s.Algorithm, root, salt)
 }
 
+// readSuperblock reads what is at a place of a device, and holds it against the place.
+func readSuperblock(f *os.File, offset int64) (superblock, error) {
+	block := make([]byte, 512)
+	if _, err := io.ReadFull(io.NewSectionReader(f, offset, 512), block); err != nil {
+		return superblock{}, fmt.Errorf("reading the superblock at byte %d: %w", offset, err)
+	}
+	s, err := parseSuperblock(block)
+	if err != nil {
+		return superblock{}, fmt.Errorf("at byte %d: %w", offset, err)
+	}
+	if uint64(offset)%uint64(s.HashBlock) != 0 || uint64(offset) < s.Blocks*uint64(s.DataBlock) {
+		return superblock{}, fmt.Errorf("the hash tree at byte %d lies in %d blocks of data", offset, s.Blocks)
+	}
+	return s, nil
+}
+
+// rootOf returns the root hash of the tree on a device, whose top is the block after the superblock's.
+func rootOf(device string, offset int64) (string, error) {
+	f, err := os.Open(device)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	s, err := readSuperblock(f, offset)
+	if err != nil {
+		return "", err
+	}
+	top := make([]byte, s.HashBlock)
+	if _, err := io.ReadFull(io.NewSectionReader(f, offset+int64(s.HashBlock), int64(s.HashBlock)), top); err != nil {
+		return "", fmt.Errorf("reading the hash tree at byte %d: %w", offset, err)
+	}
+	h := sha256.New()
+	h.Write(s.Salt)
+	h.Write(top)
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
 // setupVerity makes a device of name that reads from another one what the root hash vouches for.
 func setupVerity(device, name, hash string) (string, error) {
 	root, offset, err := parseHash(hash)
@@ -84,16 +122,9 @@ func setupVerity(device, name, hash string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	block := make([]byte, 512)
-	if _, err := io.ReadFull(io.NewSectionReader(f, offset, 512), block); err != nil {
-		return "", fmt.Errorf("reading the superblock at byte %d: %w", offset, err)
-	}
-	s, err := parseSuperblock(block)
+	s, err := readSuperblock(f, offset)
 	if err != nil {
-		return "", fmt.Errorf("at byte %d: %w", offset, err)
-	}
-	if uint64(offset)%uint64(s.HashBlock) != 0 || uint64(offset) < s.Blocks*uint64(s.DataBlock) {
-		return "", fmt.Errorf("the hash tree at byte %d lies in %d blocks of data", offset, s.Blocks)
+		return "", err
 	}
 	return mapDevice(name, "verity", s.Blocks*uint64(s.DataBlock)/512, s.table(device, root, offset))
 }

@@ -21,7 +21,7 @@ type life struct {
 }
 
 // deal spreads cuts evenly over the stages and deals them to lives. A cut in a trial boot is a life's last: the host goes back, and does not take that
-// release again.
+// release again. A host whose power goes when the slot is armed is in its trial boot when it comes back: the stages before that do not come again.
 func deal(cuts int, random *rand.Rand) []life {
 	var lives []life
 	for cuts > 0 {
@@ -34,18 +34,29 @@ func deal(cuts int, random *rand.Rand) []life {
 		}
 		late = late[:(n*len(late)+len(stages)/2)/len(stages)]
 		early = early[:n-len(late)]
-		block := make([]life, max(1, len(late)))
-		for i, s := range late {
-			block[i].cuts = []stage{s}
+		var block [][]stage
+		for _, s := range late {
+			block = append(block, []stage{s})
 		}
 		for _, s := range early {
-			l := &block[random.IntN(len(block))]
-			l.cuts = append(l.cuts, s)
+			if i := slices.IndexFunc(block, func(b []stage) bool { return slices.Contains(b, confirming) }); s == flipping && i >= 0 {
+				block[i] = append(block[i], s)
+			} else if s == flipping || s == stopping {
+				block = append(block, []stage{s})
+			}
 		}
-		for _, l := range block {
-			inOrder(l.cuts)
-			l.number = len(lives) + 1
-			lives = append(lives, l)
+		for _, s := range early {
+			if s == downloading || s == writing {
+				if len(block) == 0 {
+					block = append(block, nil)
+				}
+				i := random.IntN(len(block))
+				block[i] = append(block[i], s)
+			}
+		}
+		for _, b := range block {
+			inOrder(b)
+			lives = append(lives, life{number: len(lives) + 1, cuts: b})
 		}
 	}
 	return lives
@@ -106,13 +117,12 @@ func (n life) live(ctx context.Context, l *lab) (left life, err error) {
 	if err := l.publish(ctx, name, base); err != nil {
 		return left, err
 	}
-	m, err := l.machine(ctx, name, name)
+	m, err := l.machine(ctx, name, name, false)
 	if err != nil {
 		return left, err
 	}
 	defer m.close()
 	m.random = rand.New(rand.NewPCG(l.seed, uint64(n.number)))
-	m.cores = max(1, l.cores/l.jobs)
 	if err := m.on(ctx); err != nil {
 		return left, err
 	}

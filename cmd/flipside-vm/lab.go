@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -22,7 +21,6 @@ import (
 // lab is the world around the machines: the release server, an etcd, and the releases.
 type lab struct {
 	images, out string
-	cores       int // of a machine
 	jobs        int // machines that lose power side by side
 	cuts        int
 	slow        float64
@@ -59,7 +57,7 @@ type part struct {
 
 // newLab starts the servers and looks at the releases.
 func newLab(ctx context.Context, images, out string) (*lab, error) {
-	l := &lab{images: images, out: out, cores: min(2, runtime.NumCPU()), jobs: 1, fell: map[stage]int{}, lasted: map[stage]time.Duration{}, start: time.Now()}
+	l := &lab{images: images, out: out, jobs: 1, fell: map[stage]int{}, lasted: map[stage]time.Duration{}, start: time.Now()}
 	if err := l.readReleases(); err != nil {
 		return nil, err
 	}
@@ -122,8 +120,8 @@ func (l *lab) publish(ctx context.Context, channel string, r *release) error {
 }
 
 // machine makes a machine whose disk is that of the first release, as an installer would leave it.
-func (l *lab) machine(ctx context.Context, name, channel string) (*machine, error) {
-	m := &machine{lab: l, name: name, dir: filepath.Join(l.out, name), cores: l.cores, watchdog: 600}
+func (l *lab) machine(ctx context.Context, name, channel string, bls bool) (*machine, error) {
+	m := &machine{bls: bls, lab: l, name: name, dir: filepath.Join(l.out, name), watchdog: 600}
 	if err := errors.Join(os.RemoveAll(m.dir), os.MkdirAll(m.dir, 0o755)); err != nil {
 		return nil, err
 	}
@@ -142,7 +140,14 @@ func (l *lab) machine(ctx context.Context, name, channel string) (*machine, erro
 
 // install makes the disk and writes the host's own configuration to its root file system.
 func (m *machine) install(ctx context.Context, channel string) error {
-	if err := copySparse(m.disk(), m.lab.file("disk.img")); err != nil {
+	from := m.lab.file("disk.img")
+	if m.bls {
+		from = filepath.Join(m.lab.images, "bls", "disk.img")
+		if err := copySparse(m.path("vars.fd"), ovmfVars); err != nil {
+			return fmt.Errorf("the firmware (Debian's ovmf): %w", err)
+		}
+	}
+	if err := copySparse(m.disk(), from); err != nil {
 		return err
 	}
 	root, err := rootOffset(m.disk())
@@ -150,6 +155,9 @@ func (m *machine) install(ctx context.Context, channel string) error {
 		return err
 	}
 	conf := fmt.Sprintf(hostConfig, m.url, channel, m.lab.etcd, "vm-"+channel, m.name)
+	if !m.bls { // otherwise the image brings it
+		conf += "\n[slots]\nkernels = \"/boot/flipside\"\n"
+	}
 	for name, text := range map[string]string{"/etc/flipside/flipside.toml": conf, "/etc/hostname": m.name + "\n", "/etc/machine-id": machineID(m.name) + "\n"} {
 		tmp := m.path("install")
 		if err := os.WriteFile(tmp, []byte(text), 0o644); err != nil {
@@ -180,9 +188,6 @@ partition   = "usr"
 first_check = "1s"
 interval    = "5s"
 retry       = "2s"
-
-[slots]
-kernels = "/boot/flipside"
 
 [reboot]
 gate_retry = "2s"

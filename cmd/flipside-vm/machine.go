@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,11 +30,11 @@ type machine struct {
 	name string
 	dir  string
 	tpm  bool   // it has one, which keeps its state over power cuts, and when the disk is replaced
+	bls  bool   // its boot loader is systemd-boot under a UEFI firmware, and not the boot stage
 	url  string // of the release server, as this machine sees it
 
 	random *rand.Rand // decides when its power is cut, and what that loses
 	door   *door
-	cores  int
 
 	watchdog int // seconds until it restarts when it hangs; software emulation on a busy machine is slow
 
@@ -76,11 +77,13 @@ func (m *machine) on(ctx context.Context) (err error) {
 	}()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.status, m.floor, m.reports, m.console, m.at = updater.Status{}, trust.Level{}, 0, "", progress{tape: &tape{spans: parts, log: record}}
+	m.status, m.floor, m.reports, m.console, m.at = updater.Status{}, trust.Level{}, 0, "", progress{bls: m.bls, tape: &tape{spans: parts, log: record}}
 	// The boot stage's kernel and initramfs are what a firmware would have found.
-	accel := "tcg,tb-size=256" // MiB of translated code; the default grows over reboots
+	// MiB of translated code; the default grows over reboots. While it is busy the machine's clock goes by the instructions that it has executed, two
+	// nanoseconds each: on a busy host it is slow, and does not know it, so that none of its own time limits ends.
+	accel := []string{"-accel", "tcg,tb-size=256", "-icount", "shift=1"}
 	if _, err := os.Stat("/dev/kvm"); err == nil {
-		accel = "kvm"
+		accel = []string{"-accel", "kvm"}
 	}
 	var tpm []string
 	if m.tpm {
@@ -88,17 +91,24 @@ func (m *machine) on(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	m.proc = exec.CommandContext(ctx, "qemu-system-x86_64", append(tpm,
-		"-name", m.name, "-M", "q35", "-accel", accel, "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(m.cores),
-		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
+	boot := []string{
 		"-kernel", m.lab.file("stage.kernel"), "-initrd", m.lab.file("stage.initrd"),
-		"-append", "console=ttyS0 panic=-1 quiet no_timer_check nvme.io_queue_depth=2 flipside.watchdog="+strconv.Itoa(m.watchdog),
-		// A flush is recorded, and this machine's own disk need not be waited for. One write at a time, see errHole.
-		"-blockdev", "driver=blklogwrites,node-name=d,log-super-update-interval=1,file.driver=file,file.cache.no-flush=on,file.filename="+m.path("run.img")+
-			",log.driver=file,log.cache.no-flush=on,log.filename="+m.path("writes.log"),
-		"-device", "nvme,drive=d,serial=flipside,max_ioqpairs=1",
+		"-append", "console=ttyS0 panic=-1 quiet no_timer_check nvme.io_queue_depth=2 flipside.watchdog=" + strconv.Itoa(m.watchdog),
+	}
+	disk := "nvme,drive=d,serial=flipside"
+	if m.bls {
+		disk += ",bootindex=0"
+		boot = []string{"-drive", "if=pflash,format=raw,readonly=on,file=" + ovmfCode, "-drive", "if=pflash,format=raw,file=" + m.path("vars.fd")}
+	}
+	m.proc = exec.CommandContext(ctx, "qemu-system-x86_64", slices.Concat(tpm, accel, boot, []string{
+		"-name", m.name, "-M", "q35", "-cpu", "max", "-m", "512", "-smp", "1",
+		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
+		// A flush is recorded, and this machine's own disk need not be waited for.
+		"-blockdev", "driver=blklogwrites,node-name=d,log-super-update-interval=1,file.driver=file,file.cache.no-flush=on,file.filename=" + m.path("run.img") +
+			",log.driver=file,log.cache.no-flush=on,log.filename=" + m.path("writes.log"),
+		"-device", disk,
 		"-netdev", "user,id=n,restrict=off", "-device", "virtio-net-pci,netdev=n",
-		"-serial", "file:"+m.path("console"), "-serial", "file:"+m.path("status"))...)
+		"-serial", "file:" + m.path("console"), "-serial", "file:" + m.path("status")})...)
 	m.proc.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var errs bytes.Buffer
 	m.proc.Stderr = &errs
@@ -209,16 +219,19 @@ func (m *machine) hear(line string) {
 	switch {
 	case chosen:
 		label, _, _ := strings.Cut(slot, ",")
-		m.at.slot = label
 		m.lab.mark(m, "boot", label)
 	case strings.Contains(line, "reboot: Restarting system"), strings.Contains(line, "Kernel panic"):
 		if strings.Contains(line, "Kernel panic") {
 			m.lab.mark(m, "panic", "")
 		}
 		m.status, m.reports = updater.Status{}, 0 // what the system said before it rebooted
-		m.at = progress{tape: m.at.tape, restarts: m.at.restarts + 1, reset: m.at.tape.length()}
+		m.at = progress{tape: m.at.tape, bls: m.bls, restarts: m.at.restarts + 1, reset: m.at.tape.length()}
 	case strings.Contains(line, "flipside-init: /usr is"):
 		m.at.system, m.at.systemAt = true, m.at.tape.length()
+		if m.bls {
+			_, device, _ := strings.Cut(line, "/usr is ")
+			m.lab.mark(m, "boot", device)
+		}
 	}
 }
 
@@ -226,6 +239,9 @@ func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
 // read takes a line of the daemon's status.
 func (m *machine) read(line string) {
+	if i := strings.IndexByte(line, '{'); i > 0 {
+		line = line[i:] // a firmware writes to every port
+	}
 	var level struct {
 		Schema string       `json:"schema"`
 		Floor  *trust.Level `json:"floor"`

@@ -64,7 +64,7 @@ func readLog(log *os.File) ([]logEntry, int64, error) {
 }
 
 // QEMU 7.2 writes entries at the same time that several writes are under way at the same time, and one that is killed then leaves a hole of unknown length in
-// the record. That is why the machines have one queue of depth one.
+// the record. That is why the machines have one processor, and thus one queue, of depth one.
 var errHole = errors.New("the record of writes has a hole")
 
 // loss is what a power cut did to the writes that no flush had covered.

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/flipside-linux/flipside/partition"
+	"github.com/flipside-linux/flipside/partition/atomicfile"
 	"github.com/flipside-linux/flipside/partition/bootsim"
 	"github.com/flipside-linux/flipside/partition/gptimage"
 )
@@ -68,18 +69,9 @@ func (l *lab) release(name string) (*release, error) {
 // whole looks at a disk that is off: what the boot loader would choose must be a whole release, with the kernel that belongs to it. It
 // returns the version.
 func (m *machine) whole(ctx context.Context) (string, error) {
-	d, err := partition.OpenDisk(m.disk(), partition.Options{ReadOnly: true})
+	next, err := m.next(ctx)
 	if err != nil {
 		return "", err
-	}
-	slots, err := d.Slots()
-	d.Close()
-	if err != nil {
-		return "", err
-	}
-	next, ok := bootsim.Next(slots)
-	if !ok {
-		return "", errors.New("no slot can be booted")
 	}
 	sum, err := hashFile(m.disk(), next.Start, m.lab.releases[0].size)
 	if err != nil {
@@ -99,6 +91,61 @@ func (m *machine) whole(ctx context.Context) (string, error) {
 		return r.version, nil
 	}
 	return "", fmt.Errorf("slot %s is next to boot (priority %d, tries %d, successful %v), and holds no release", next.Label, next.Priority, next.Tries, next.Successful)
+}
+
+// next says which slot the boot loader of a disk that is off would choose.
+func (m *machine) next(ctx context.Context) (partition.Slot, error) {
+	d, err := partition.OpenDisk(m.disk(), partition.Options{ReadOnly: true})
+	if err != nil {
+		return partition.Slot{}, err
+	}
+	slots, err := d.Slots()
+	d.Close()
+	if err != nil {
+		return partition.Slot{}, err
+	}
+	if !m.bls {
+		s, ok := bootsim.Next(slots)
+		if !ok {
+			return s, errors.New("no slot can be booted")
+		}
+		return s, nil
+	}
+	program, err := m.nextEntry(ctx)
+	if err != nil {
+		return partition.Slot{}, err
+	}
+	for _, s := range slots {
+		if _, letter, _ := strings.Cut(program, "vmlinuz-"); strings.HasSuffix(strings.ToLower(s.Label), "-"+letter) {
+			return s, nil
+		}
+	}
+	return partition.Slot{}, fmt.Errorf("systemd-boot would start %s, which is no slot's", program)
+}
+
+// nextEntry says what systemd-boot would start.
+func (m *machine) nextEntry(ctx context.Context) (string, error) {
+	esp, err := offsetOf(m.disk(), gptimage.TypeEFI, string(bootArea))
+	if err != nil {
+		return "", err
+	}
+	e := firmware{lab: m.lab, dir: m.dir, esp: esp}
+	names, err := e.names(ctx)
+	if err != nil {
+		return "", err
+	}
+	shadow, err := os.MkdirTemp(m.dir, "entries-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(shadow)
+	for _, name := range names {
+		if _, err := e.mtools(ctx, "mcopy", "::loader/entries/"+name, filepath.Join(shadow, name)); err != nil {
+			return "", err
+		}
+	}
+	entry, err := bootsim.SystemdBoot(atomicfile.OS(shadow), nil)
+	return entry.Program, err
 }
 
 // kernelOf reads a slot's kernel from the EFI system partition with mtools, and returns its SHA-256.

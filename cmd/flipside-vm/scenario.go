@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -19,7 +20,7 @@ const (
 )
 
 var scenarios = map[string]func(context.Context, *lab) error{
-	"update": update, "panic": fallback("panic"), "hang": fallback("hang"), "sick": fallback("sick"), "cuts": cuts, "table": table, "two": two, "rollback": rollback, "entries": entries,
+	"update": update, "panic": fallback("panic"), "hang": fallback("hang"), "sick": fallback("sick"), "cuts": cuts, "table": table, "two": two, "rollback": rollback, "entries": entries, "bls": onEntries,
 }
 
 var stories = map[string]string{
@@ -31,6 +32,7 @@ var stories = map[string]string{
 	"table":    "A disk whose primary partition table is damaged",
 	"two":      "Two hosts and one reboot semaphore",
 	"entries":  "Boot entries for systemd-boot: what it starts and counts is what the specification in package bootsim says",
+	"bls":      "A whole system on systemd-boot: a release that fails its health check, and a good one",
 	"rollback": "An old signed release under a new name, and an old copy of the whole disk: the floor in the TPM refuses",
 }
 
@@ -58,7 +60,7 @@ func begin(ctx context.Context, l *lab, name, channel string) (*machine, error) 
 	if err := l.publish(ctx, channel, base); err != nil {
 		return nil, err
 	}
-	m, err := l.machine(ctx, name, channel)
+	m, err := l.machine(ctx, name, channel, name == "bls")
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +89,7 @@ func rollback(ctx context.Context, l *lab) error {
 	if err := l.publish(ctx, name, base); err != nil {
 		return err
 	}
-	m, err := l.machine(ctx, name, name)
+	m, err := l.machine(ctx, name, name, false)
 	if err != nil {
 		return err
 	}
@@ -211,40 +213,45 @@ func (m *machine) offOn(ctx context.Context, version string) error {
 	return nil
 }
 
-// fallback gives a host a bad release: it must be back on the old one by itself, and the cluster must have halted the bad one.
+// fallback gives a host a bad release.
 func fallback(name string) func(context.Context, *lab) error {
 	return func(ctx context.Context, l *lab) error {
-		base, err := l.release("base")
-		if err != nil {
-			return err
-		}
-		bad, err := l.release(name)
-		if err != nil {
-			return err
-		}
 		m, err := begin(ctx, l, name, name)
 		if err != nil {
 			return err
 		}
-		if err := l.publish(ctx, name, bad); err != nil {
+		if err := m.fallsBack(ctx, name, name); err != nil {
 			return err
 		}
-		err = m.until(ctx, updateLimit, "the host is back on release "+base.version+" and says that "+bad.version+" failed", func(v view) bool {
-			_, failed := v.status.Quarantine[bad.version]
-			return v.up && v.status.Version == base.version && v.status.Phase == updater.Idle && failed && v.status.Verdict == nil
-		})
-		if err != nil {
-			return err
-		}
-		st, err := l.semaphore.State(ctx, "vm-"+name)
-		if err != nil {
-			return err
-		}
-		if _, halted := st.Halts[bad.version]; !halted {
-			return fmt.Errorf("release %s failed on a host, and is not halted for its group", bad.version)
-		}
-		return m.offOn(ctx, base.version)
+		return m.offOn(ctx, l.releases[0].version)
 	}
+}
+
+// fallsBack gives a host on release base a bad release: it must be back on the old one by itself, and the cluster must have halted the bad one.
+func (m *machine) fallsBack(ctx context.Context, channel, release string) error {
+	base, err1 := m.lab.release("base")
+	bad, err2 := m.lab.release(release)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	if err := m.lab.publish(ctx, channel, bad); err != nil {
+		return err
+	}
+	err := m.until(ctx, updateLimit, "the host is back on release "+base.version+" and says that "+bad.version+" failed", func(v view) bool {
+		_, failed := v.status.Quarantine[bad.version]
+		return v.up && v.status.Version == base.version && v.status.Phase == updater.Idle && failed && v.status.Verdict == nil
+	})
+	if err != nil {
+		return err
+	}
+	st, err := m.lab.semaphore.State(ctx, "vm-"+channel)
+	if err != nil {
+		return err
+	}
+	if _, halted := st.Halts[bad.version]; !halted {
+		return fmt.Errorf("release %s failed on a host, and is not halted for its group", bad.version)
+	}
+	return nil
 }
 
 func table(ctx context.Context, l *lab) error {
@@ -259,7 +266,7 @@ func table(ctx context.Context, l *lab) error {
 	if err := errors.Join(l.publish(ctx, "table", base), l.publish(ctx, "table", good)); err != nil {
 		return err
 	}
-	m, err := l.machine(ctx, "table", "table")
+	m, err := l.machine(ctx, "table", "table", false)
 	if err != nil {
 		return err
 	}
@@ -342,4 +349,39 @@ func two(ctx context.Context, l *lab) error {
 		err = errors.Join(err, m.offOn(ctx, good.version))
 	}
 	return err
+}
+
+// onEntries is a host whose boot loader is systemd-boot: it takes a bad release, falls back, and takes a good one. The partition table stays as it was.
+func onEntries(ctx context.Context, l *lab) error {
+	const name = "bls"
+	m, err := begin(ctx, l, name, name)
+	if err != nil {
+		return err
+	}
+	good, err := l.release("good")
+	if err != nil {
+		return err
+	}
+	if err := m.fallsBack(ctx, name, "sick"); err != nil {
+		return err
+	}
+	if err := l.publish(ctx, name, good); err != nil {
+		return err
+	}
+	if err := m.until(ctx, updateLimit, "the host runs release "+good.version+", confirmed", confirmed(good.version)); err != nil {
+		return err
+	}
+	if err := m.offOn(ctx, good.version); err != nil {
+		return err
+	}
+	const table = 34 * 512 // bytes of the primary copy
+	was, err1 := hashFile(filepath.Join(l.images, name, "disk.img"), 0, table)
+	is, err2 := hashFile(m.disk(), 0, table)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	if was != is {
+		return fmt.Errorf("%s: the partition table was written to", m.name)
+	}
+	return nil
 }

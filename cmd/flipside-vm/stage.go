@@ -32,13 +32,13 @@ var trialStages = []stage{booting, starting, confirming}
 // progress is what was seen of a machine since power-on.
 type progress struct {
 	tape     *tape
-	restarts int    // resets
-	reset    int    // entry of the tape at the last one
-	slot     string // that the boot stage chose since
-	system   bool   // systemd has been started since
-	systemAt int    // entry of the tape then
-	trial    bool   // at power-on the disk was to boot a release that is new to the host
-	reading  int    // entry of the tape when the daemon began to read the slot back; 0: not yet
+	bls      bool // what boots next is in boot entries
+	restarts int  // resets
+	reset    int  // entry of the tape at the last one
+	system   bool // systemd has been started since
+	systemAt int  // entry of the tape then
+	trial    bool // at power-on the disk was to boot a release that is new to the host
+	reading  int  // entry of the tape when the daemon began to read the slot back; 0: not yet
 	stage    stage
 	since    time.Time
 }
@@ -86,13 +86,17 @@ func (m *machine) stageNow() stage {
 
 // firstOf returns the entry of the tape with which a stage begins to change what boots next, or -1: such a write has not been seen yet.
 func (p *progress) firstOf(s stage) int {
+	bits := tableArea
+	if p.bls {
+		bits = bootArea
+	}
 	switch {
 	case s == flipping && p.reading > 0:
 		return p.tape.first(p.reading, tableArea, bootArea)
 	case s == booting:
-		return p.tape.first(p.reset, tableArea)
+		return p.tape.first(p.reset, bits)
 	case s == confirming && p.system:
-		return p.tape.first(p.systemAt, tableArea)
+		return p.tape.first(p.systemAt, bits)
 	}
 	return -1
 }
