@@ -65,7 +65,7 @@ func (a *app) plan(cmd *cobra.Command, channel string) error {
 
 func printPlan(w io.Writer, s pen, p updater.Plan, now time.Time) {
 	if p.Offer == nil {
-		fmt.Fprintf(w, "nothing to do on channel %s: %s\n", p.Channel, s.wrap(p.Reason, 0))
+		fmt.Fprintln(w, s.wrap(fmt.Sprintf("nothing to do on channel %s: %s", p.Channel, p.Reason), 0))
 		return
 	}
 	o := p.Offer
@@ -98,9 +98,7 @@ func printPlan(w io.Writer, s pen, p updater.Plan, now time.Time) {
 			return
 		}
 		fmt.Fprintf(w, "\n%s\n", s.paint(bold, "Gates before the "+name))
-		for _, g := range answers {
-			printGate(w, s, g, now)
-		}
+		printGates(w, s, "", answers, now)
 	}
 	stage("download", p.Download)
 	stage("reboot", p.Reboot)

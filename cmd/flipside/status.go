@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -141,10 +142,7 @@ Exit status: 0 nothing stops it, 4 a release waits for a reboot, 5 a gate is aga
 			} else {
 				s := a.pen()
 				fmt.Fprintln(a.stdout, s.paint(bold, s.wrap(st.Why, 0)))
-				for _, g := range against {
-					fmt.Fprintln(a.stdout)
-					printGate(a.stdout, s, g, time.Now())
-				}
+				printGates(a.stdout, s, "\n", against, time.Now())
 				for _, w := range st.Warnings {
 					fmt.Fprintf(a.stdout, "\n%s\n", s.wrap("warning: "+w, 0))
 				}
@@ -176,9 +174,7 @@ func printStatus(w io.Writer, s pen, st updater.Status, now time.Time) {
 	printSlots(w, s, st)
 	if len(st.Gates) > 0 {
 		fmt.Fprintf(w, "\n%s\n", s.paint(bold, "Gates before the "+string(st.Stage)))
-		for _, g := range st.Gates {
-			printGate(w, s, g, now)
-		}
+		printGates(w, s, "", st.Gates, now)
 	}
 	for _, version := range slices.Sorted(maps.Keys(st.Quarantine)) {
 		f := st.Quarantine[version]
@@ -186,7 +182,8 @@ func printStatus(w io.Writer, s pen, st updater.Status, now time.Time) {
 		if f.Held {
 			until = "not taken again before somebody says so"
 		}
-		fmt.Fprintf(w, "\n%s %s\n  %s (flipside check --forgive %s)\n", s.paint(bold, "Put aside: release "+version), s.wrap(f.Reason+", "+when(f.Last, now), 2), until, version)
+		fmt.Fprintf(w, "\n%s\n  %s\n  %s\n", s.paint(bold, "Put aside: release "+version), s.wrap(when(f.Last, now)+": "+f.Reason, 2),
+			s.wrap(until+" (flipside check --forgive "+version+")", 2))
 	}
 	fmt.Fprintln(w)
 	for _, r := range facts(st, now) {
@@ -260,10 +257,22 @@ func facts(st updater.Status, now time.Time) (rows [][2]string) {
 }
 
 // printGate prints what a gate says, and for one that does not say go all that helps to change it.
-func printGate(w io.Writer, s pen, g reboot.Answer, now time.Time) {
-	const indent = 23
+// printGates prints what gates say, in columns that fit their names, each after this.
+func printGates(w io.Writer, s pen, before string, gates []reboot.Answer, now time.Time) {
+	width := 10
+	for _, g := range gates {
+		width = max(width, utf8.RuneCountInString(g.Gate))
+	}
+	for _, g := range gates {
+		fmt.Fprint(w, before)
+		printGate(w, s, g, now, width)
+	}
+}
+
+func printGate(w io.Writer, s pen, g reboot.Answer, now time.Time, width int) {
+	indent := width + 13
 	colour := map[reboot.Verdict]style{reboot.Go: green, reboot.Wait: yellow}[g.Verdict]
-	fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %s %s %s", pad(g.Gate, 10), s.paint(cmp.Or(colour, red), pad(string(g.Verdict), 9)), s.wrap(g.Why, indent)), " "))
+	fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %s %s %s", pad(g.Gate, width), s.paint(cmp.Or(colour, red), pad(string(g.Verdict), 9)), s.wrap(g.Why, indent)), " "))
 	if g.Verdict == reboot.Go {
 		return
 	}
@@ -275,7 +284,7 @@ func printGate(w io.Writer, s pen, g reboot.Answer, now time.Time) {
 		details = append(details, "until "+when(g.Ask, now))
 	}
 	if g.Evidence != "" {
-		details = append(details, g.Evidence)
+		details = append(details, "see "+g.Evidence)
 	}
 	if len(details) > 0 {
 		fmt.Fprintf(w, "%*s%s\n", indent, "", s.paint(faint, s.wrap(strings.Join(details, "; "), indent)))

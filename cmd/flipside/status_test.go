@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
@@ -101,6 +102,47 @@ func TestUsageErrors(t *testing.T) {
 		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
 		if code := a.run(t.Context(), args); code != exitUsage {
 			t.Errorf("%q: exit status %d, want %d: %s", args, code, exitUsage, errs.String())
+		}
+	}
+}
+
+// On a terminal no line is longer than it is wide, and what gates say stands in columns, however long their names are.
+func TestStatusFitsTheTerminal(t *testing.T) {
+	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	st := updater.Status{
+		Version: "2.0.0", Slot: "USR-A", Phase: updater.Armed, Stage: updater.BeforeReboot, Blocked: true, Channel: "stable",
+		Why:       "release 2.1.0 waits for its reboot: outside the reboot window; the next opens Thu 2026-11-26 04:00:00 UTC",
+		LastCheck: now.Add(-20 * time.Minute), LastAnswer: "release 2.1.0 is offered", NextCheck: now.Add(25 * time.Minute),
+		Warnings:  []string{"trust.proof cannot work here: the TPM has no SHA-256 bank of PCRs; the firmware's settings switch it on, or tpm2_pcrallocate sha256:all and a restart"},
+		LastError: `checking for an update: Post "https://updates.example.org/v1/update/": dial tcp: lookup updates.example.org on 127.0.0.53:53: server misbehaving`,
+		ErrorAt:   now.Add(-3 * time.Hour),
+		Quarantine: map[string]updater.Failure{"2.0.9": {
+			Reason: `health check "port-80" failed: connection refused, three times in a row after the boot`, Last: now.Add(-30 * time.Hour), Until: now.Add(10 * time.Hour)}},
+		Slots: []updater.SlotStatus{{Label: "USR-A", Size: 1 << 30, Priority: 1, Successful: true, Running: true}, {Label: "USR-B", Size: 1 << 30, Priority: 2, Tries: 1, Next: true}},
+		Gates: []reboot.Answer{
+			{Gate: "pause", Verdict: reboot.Go},
+			{Gate: "window", Verdict: reboot.Wait, Why: "outside the reboot window; the next opens Thu 2026-11-26 04:00:00 UTC", Since: now.Add(-26 * time.Hour), Ask: now.Add(30 * time.Hour),
+				Hint: "flipside reboot --now, or change the window (reboot.window_start)", Evidence: "reboot.windows: flipside config show"},
+			{Gate: "inhibit files", Verdict: reboot.Wait, Why: "backup: a backup runs", Since: now.Add(-time.Minute), Hint: "rm /run/flipside/inhibit/backup", Evidence: "the files in /run/flipside/inhibit"},
+		},
+	}
+	for _, width := range []int{80, 120} {
+		var out strings.Builder
+		printStatus(&out, pen{width: width}, st, now)
+		var columns []int
+		for line := range strings.Lines(out.String()) {
+			line = strings.TrimRight(line, "\n")
+			if n := utf8.RuneCountInString(line); n > width {
+				t.Errorf("%d columns: a line of %d: %s", width, n, line)
+			}
+			for _, g := range st.Gates {
+				if rest, ok := strings.CutPrefix(line, "  "+g.Gate+" "); ok {
+					columns = append(columns, len(line)-len(strings.TrimLeft(rest, " ")))
+				}
+			}
+		}
+		if len(columns) != len(st.Gates) || columns[0] != columns[1] || columns[0] != columns[2] {
+			t.Errorf("%d columns: the gates' words begin in columns %v:\n%s", width, columns, &out)
 		}
 	}
 }
