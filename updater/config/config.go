@@ -208,6 +208,7 @@ type Trust struct {
 	Development bool     `toml:"development"` // development keys count
 	Unlock      string   `toml:"unlock"`      // program that lets the next boot's secrets open, and says if they will not: then the slot is not armed; "": none
 	Proof       string   `toml:"proof"`       // URL of the release server (…/v1/proof) that gets a TPM quote of every boot that is good; "": none
+	Endorsement string   `toml:"endorsement"` // file with the certificate of the TPM's endorsement key, PEM or DER, where the TPM does not hold it itself; "": none
 	PCRKeys     []string `toml:"pcr_keys"`    // PEM files of RSA keys whose signed PCR policies open this host's secrets; a slot without such a policy is not armed
 	PCRPhase    string   `toml:"pcr_phase"`   // of the boot in which the secrets are opened, as systemd-measure names it
 	PCRPolicy   string   `toml:"pcr_policy"`  // URL that a payload's PCR policy is posted to before the slot is armed; "": none

@@ -395,7 +395,7 @@ func (g *guard) sendProof(ctx context.Context, host, slot, version string) error
 
 // endorse shows the server the certificates of the TPM's maker, and that its key is in that TPM.
 func (g *guard) endorse(ctx context.Context, t *trust.TPM, url string) (trust.Endorsement, error) {
-	r, err := t.Endorsement()
+	r, err := t.Endorsement(g.conf.Trust.Endorsement)
 	if err != nil {
 		return trust.Endorsement{}, err
 	}

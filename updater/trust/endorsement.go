@@ -77,8 +77,9 @@ const (
 	challengeSchema   = "flipside.challenge/v1"
 )
 
-// Endorsement reads the certificates of the TPM's endorsement keys, for a server that wants to know whose TPM this is. ErrNoEndorsement means that there are none.
-func (t *TPM) Endorsement() (EndorsementRequest, error) {
+// Endorsement reads the certificates of the TPM's endorsement keys, for a server that wants to know whose TPM this is: those in a file, PEM or DER, if one is named, because not every
+// maker leaves them in the TPM, and those in the TPM. ErrNoEndorsement means that there are none.
+func (t *TPM) Endorsement(file string) (EndorsementRequest, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k, err := t.key(attestationHandle, true)
@@ -86,6 +87,19 @@ func (t *TPM) Endorsement() (EndorsementRequest, error) {
 		return EndorsementRequest{}, fmt.Errorf("the TPM's endorsement: %w", err)
 	}
 	r := EndorsementRequest{Schema: endorsementSchema, Key: tpm2.Marshal(k.area)}
+	if file != "" {
+		list, err := readCertificates(file)
+		if err != nil {
+			return r, fmt.Errorf("the TPM's endorsement: %w", err)
+		}
+		for _, c := range list {
+			if c.IsCA {
+				r.Chain = append(r.Chain, c.Raw)
+			} else {
+				r.Certificates = append(r.Certificates, c.Raw)
+			}
+		}
+	}
 	for _, e := range endorsementKeys {
 		data, err := t.readWhole(e.index)
 		if err != nil {
@@ -98,9 +112,12 @@ func (t *TPM) Endorsement() (EndorsementRequest, error) {
 	if len(r.Certificates) == 0 {
 		return r, fmt.Errorf("%w at NV index %#x or %#x", ErrNoEndorsement, uint32(endorsementKeys[0].index), uint32(endorsementKeys[1].index))
 	}
-	if r.Chain, err = t.chain(); err != nil {
+	chain, err := t.chain()
+	if err != nil {
 		return r, err
 	}
+	r.Chain = append(r.Chain, chain...)
+	r.Certificates, r.Chain = r.Certificates[:min(len(r.Certificates), maxCertificates)], r.Chain[:min(len(r.Chain), maxChain)]
 	return r, nil
 }
 

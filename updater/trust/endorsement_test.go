@@ -36,7 +36,12 @@ func makers(t *testing.T, dir string) *Makers {
 // enrol goes through the exchange of a host and a server: request, challenge, answer, proof, as they travel.
 func enrol(t *testing.T, tpm *TPM, m *Makers) (Maker, error) {
 	t.Helper()
-	r, err := tpm.Endorsement()
+	return enrolFrom(t, tpm, m, "")
+}
+
+func enrolFrom(t *testing.T, tpm *TPM, m *Makers, file string) (Maker, error) {
+	t.Helper()
+	r, err := tpm.Endorsement(file)
 	if err != nil {
 		return Maker{}, err
 	}
@@ -102,7 +107,7 @@ func TestEndorsement(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e, tpm := keyed(t)
-			if _, err := tpm.Endorsement(); !errors.Is(err, ErrNoEndorsement) {
+			if _, err := tpm.Endorsement(""); !errors.Is(err, ErrNoEndorsement) {
 				t.Fatalf("a TPM without a certificate: %v", err)
 			}
 			key := e.EndorsementKey(tt.index)
@@ -142,6 +147,29 @@ func TestEndorsement(t *testing.T) {
 				t.Errorf("cleared: %+v, %v; want %+v", got, err, want)
 			}
 		})
+	}
+}
+
+// A TPM whose maker gives the certificate out over the network: it comes from a file, with the authorities between.
+func TestEndorsementFromAFile(t *testing.T) {
+	maker := trusttest.NewMaker(t, "Muster")
+	e, tpm := keyed(t)
+	m := makers(t, maker.Dir(maker.Root()))
+	cert := maker.Certify(e.EndorsementKey(trusttest.RSACertificate), nil)
+	file := filepath.Join(maker.Dir(cert, maker.Between()), "maker.pem")
+	if who, err := enrolFrom(t, tpm, m, file); err != nil || who.Issuer != "Muster authority" {
+		t.Errorf("%+v, %v", who, err)
+	}
+	der := filepath.Join(t.TempDir(), "ek.der")
+	if err := os.WriteFile(der, cert, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	e.Store(trusttest.FirstAuthority, maker.Between())
+	if who, err := enrolFrom(t, tpm, m, der); err != nil || who.Issuer != "Muster authority" {
+		t.Errorf("the certificate from a file, the authority from the TPM: %+v, %v", who, err)
+	}
+	if _, err := enrolFrom(t, tpm, m, der+".missing"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
 	}
 }
 
@@ -190,7 +218,7 @@ func TestEndorsementIsRefused(t *testing.T) {
 
 	e.Store(trusttest.ECCCertificate, maker.Certify(key, nil))
 	m := makers(t, known)
-	r, err := tpm.Endorsement()
+	r, err := tpm.Endorsement("")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func TestPowerLossForKeys(t *testing.T) {
 			return err
 		}, 4},
 		{"showing whose TPM it is", keys, func(t *TPM) error {
-			r, err := t.Endorsement()
+			r, err := t.Endorsement("")
 			if err != nil {
 				return err
 			}
@@ -295,7 +295,7 @@ func TestForeignKey(t *testing.T) {
 			if _, err := tpm.Prove(Claim{Host: "abcd", Nonce: testNonce, Slot: "USR-B", Version: "2.0.0"}); !errors.Is(err, ErrForeign) {
 				t.Errorf("proving: %v", err)
 			}
-			if _, err := tpm.Endorsement(); !errors.Is(err, ErrForeign) {
+			if _, err := tpm.Endorsement(""); !errors.Is(err, ErrForeign) {
 				t.Errorf("showing whose TPM it is: %v", err)
 			}
 		})
