@@ -82,7 +82,8 @@ type Payload struct {
 	blobs    int64 // offset of the first blob
 	sigOff   int64 // of the signatures, relative to blobs
 	sigSize  int64
-	metadata []byte // header and manifest
+	head     []byte // header, manifest, and the metadata's signature
+	metadata []byte // the first two
 	metaSig  []byte
 }
 
@@ -160,7 +161,8 @@ func open(ctx context.Context, src Source, opt Options) (*Payload, error) {
 	if n, err := io.CopyN(&buf, r, int64(manifest)+int64(metaSig)); err != nil {
 		return nil, fmt.Errorf("%w: reading the manifest: %w after %d bytes", ErrSource, err, n)
 	}
-	p.metadata, p.metaSig = buf.Bytes()[:p.MetadataSize], buf.Bytes()[p.MetadataSize:]
+	p.head = buf.Bytes()
+	p.metadata, p.metaSig = p.head[:p.MetadataSize], p.head[p.MetadataSize:]
 	p.ManifestSHA256 = sha256.Sum256(p.metadata)
 	var signers []int
 	switch {
@@ -377,3 +379,7 @@ func (p Partition) Counts() map[string]int {
 	}
 	return n
 }
+
+// Metadata returns the beginning of the payload as it was read: header, manifest, and the metadata's signature. With [Payload.Size] it is enough to [Open] the
+// payload once more, by somebody who believes nothing of what another has found out. It must not be changed.
+func (p *Payload) Metadata() []byte { return p.head }

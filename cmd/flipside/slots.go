@@ -19,7 +19,7 @@ import (
 	"github.com/flipside-linux/flipside/partition/mounted"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
-	"github.com/flipside-linux/flipside/updater/host"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 // slotsFlags say which disk a slots command works on, and how sure the caller is.
@@ -94,7 +94,7 @@ func (s *slotsFlags) open(readOnly bool) (*partition.Disk, string, error) {
 	if s.disk != "" && s.disk != c.Slots.Disk && disk != usr.Disk {
 		c.Boot = config.Default().Boot // this host's boot entries say nothing about an image
 	}
-	d, err := host.OpenDisk(c, disk, readOnly)
+	d, err := writer.OpenDisk(c, disk, readOnly)
 	if err != nil {
 		return nil, "", diskHint(err)
 	}

@@ -14,8 +14,8 @@ import (
 
 	"github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/updater/config"
-	"github.com/flipside-linux/flipside/updater/host"
 	"github.com/flipside-linux/flipside/updater/trust"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 // prover verifies hosts' proofs for the release server; makers are those of TPMs that it knows, nil if it asks for none.
@@ -98,7 +98,7 @@ Exit status: 0, or 6 if no payload is accepted as things stand.`,
 
 func readTrust(c config.Config, now time.Time) (trustStatus, error) {
 	st := trustStatus{Schema: "flipside.trust-status/v1", Keys: []trust.Key{}, Need: c.Trust.Signatures, Product: c.Trust.Product}
-	f, err := host.Floor(c)
+	f, err := writer.Floor(c)
 	if err != nil {
 		return st, err
 	}
@@ -111,7 +111,7 @@ func readTrust(c config.Config, now time.Time) (trustStatus, error) {
 			st.Warnings = append(st.Warnings, level.Warning)
 		}
 	}
-	keys, err := host.Keys(c, level.Number)
+	keys, err := writer.Keys(c, level.Number)
 	if keys != nil {
 		st.Keys = append(st.Keys, keys.All...)
 		st.Warnings = append(st.Warnings, keys.Warnings(now)...)
@@ -266,7 +266,7 @@ func (a *app) trustParts(password string) (config.Config, *trust.Floor, []byte, 
 	if err != nil {
 		return c, nil, nil, err
 	}
-	f, err := host.Floor(c)
+	f, err := writer.Floor(c)
 	if err != nil {
 		return c, nil, nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/host"
 	"github.com/flipside-linux/flipside/updater/journal"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 func main() {
@@ -69,5 +70,6 @@ func run(ctx context.Context, path string, log *slog.Logger) error {
 			}
 		}
 	}()
-	return host.Serve(ctx, func() (config.Config, error) { return config.Load(path) }, reload, log)
+	load := func() (config.Config, error) { return config.Load(path) }
+	return host.Serve(ctx, load, writer.InProcess(load, log), reload, log)
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/trust"
 	"github.com/flipside-linux/flipside/updater/trust/trusttest"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 // numbered makes a payload with a number and a product.
@@ -110,7 +111,7 @@ func TestReplayIsRefused(t *testing.T) {
 func TestFloorRisesOnlyAfterAGoodBoot(t *testing.T) {
 	r := newRig(t)
 	level := func() int64 {
-		f, err := Floor(r.config("USR-A"))
+		f, err := writer.Floor(r.config("USR-A"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -150,7 +151,7 @@ func TestDiskOfYesterdayWithATPM(t *testing.T) {
 	r.conf = "[trust]\nfloor = \"tpm\"\ntpm = \"" + e.Socket + "\"\n"
 	r.refused("1.1.0", r.numbered("1.1.0", 11*day, "", r.key), "not provisioned")
 	slot, _ := r.boot()
-	f, err := Floor(r.config(slot))
+	f, err := writer.Floor(r.config(slot))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +194,7 @@ func TestTPMHearsLater(t *testing.T) {
 	r := newRig(t)
 	r.conf = "[trust]\ntpm = \"" + e.Socket + "\"\n"
 	slot, _ := r.boot()
-	f, err := Floor(r.config(slot))
+	f, err := writer.Floor(r.config(slot))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -691,23 +692,27 @@ func TestNextSlotsPCRPolicy(t *testing.T) {
 
 	// And back: only to a slot whose secrets open.
 	slot, _ := r.boot()
-	g := &guard{conf: r.config(slot), log: slog.New(slog.DiscardHandler)}
-	files := func(name string) map[string]string {
-		return map[string]string{kernelPart: filepath.Join(r.dir, "boot", name)}
+	conf := r.config(slot)
+	opens := func() error {
+		g, err := writer.NewGuard(conf, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g.Opens(t.Context(), "USR-A", map[string]string{writer.KernelPart: filepath.Join(r.dir, "boot", "vmlinuz-a")}, "VERSION=1.0.0")
 	}
-	if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a"), "VERSION=1.0.0"); err != nil {
+	if err := opens(); err != nil {
 		t.Errorf("back to 1.0.0: %v", err)
 	}
 	r.write("boot/vmlinuz-a", string(kernel("1.0.0", "0.9.0")))
-	if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a")); !errors.Is(err, errSecrets) {
+	if err := opens(); !errors.Is(err, writer.ErrSecrets) {
 		t.Errorf("back to a kernel that nobody has authorised: %v", err)
 	}
-	g.conf.Trust.Unlock = "/bin/true" // judges what cannot be predicted, and overrules nothing
-	if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a")); !errors.Is(err, errSecrets) {
+	conf.Trust.Unlock = "/bin/true" // judges what cannot be predicted, and overrules nothing
+	if err := opens(); !errors.Is(err, writer.ErrSecrets) {
 		t.Errorf("with a program that says yes: %v", err)
 	}
 	r.write("boot/vmlinuz-a", "no unified image")
-	if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a")); err != nil {
+	if err := opens(); err != nil {
 		t.Errorf("what cannot be predicted, with a program that says yes: %v", err)
 	}
 
@@ -719,15 +724,15 @@ func TestNextSlotsPCRPolicy(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	g.conf.Trust.TPM = socket
+	conf.Trust.TPM = socket
 	sigs, err := trust.SignPCRs(pcrKey, map[uint][]byte{7: make([]byte, 32), 11: make([]byte, 32)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.write("boot/vmlinuz-a", string(trusttest.Kernel(trusttest.Section{Name: ".linux", Data: []byte("kernel")}, trusttest.Section{Name: ".pcrsig", Data: sigs})))
 	for _, unlock := range []string{"", "/bin/true"} {
-		g.conf.Trust.Unlock = unlock
-		if err := g.opens(t.Context(), "USR-A", files("vmlinuz-a")); !errors.Is(err, errGuard) || errors.Is(err, errSecrets) {
+		conf.Trust.Unlock = unlock
+		if err := opens(); !errors.Is(err, writer.ErrGuard) || errors.Is(err, writer.ErrSecrets) {
 			t.Errorf("a TPM that does not answer, trust.unlock = %q: %v", unlock, err)
 		}
 	}

@@ -16,10 +16,11 @@ import (
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 // assemble builds the engine that c describes, what it aims at, and what releases its connections.
-func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func() error, error) {
+func assemble(c config.Config, start writer.Start, log *slog.Logger) (*updater.Engine, *target, func() error, error) {
 	machineID, err := readLine("machine id", c.Host.MachineID)
 	if err != nil {
 		return nil, nil, nil, err
@@ -68,8 +69,8 @@ func assemble(c config.Config, log *slog.Logger) (*updater.Engine, *target, func
 		return nil, nil, nil, errors.Join(err, closer())
 	}
 	guard.machineID = machineID
-	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version, guard: guard, deadman: newDeadman(c, bootID, version)}
-	if err := in.locate(os.DirFS("/")); err != nil {
+	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version, guard: guard, deadman: newDeadman(c, bootID, version), start: start}
+	if in.where, err = writer.Locate(c, os.DirFS("/")); err != nil {
 		return nil, nil, nil, errors.Join(err, closer())
 	}
 	in.deadman.slot = in.running

@@ -37,6 +37,7 @@ import (
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/control"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 const (
@@ -288,7 +289,7 @@ func (r *rig) run(running string, ok func(updater.Status) bool) (st updater.Stat
 
 func (r *rig) slot(label string) partition.Slot {
 	r.t.Helper()
-	d, err := OpenDisk(r.config("auto"), r.disk, true)
+	d, err := writer.OpenDisk(r.config("auto"), r.disk, true)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -623,8 +624,10 @@ func TestHostTakesTheNextMirror(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := &installer{conf: r.config(slot), http: h, log: slog.New(slog.DiscardHandler), guard: g}
-	if err := in.locate(os.DirFS("/")); err != nil {
+	conf := r.config(slot)
+	start := writer.InProcess(func() (config.Config, error) { return conf, nil }, slog.New(slog.DiscardHandler))
+	in := &installer{conf: conf, http: h, log: slog.New(slog.DiscardHandler), guard: g, start: start}
+	if in.where, err = writer.Locate(conf, os.DirFS("/")); err != nil {
 		t.Fatal(err)
 	}
 	u := updater.Update{Offer: omaha.Offer{Version: "2.0.0", Size: int64(len(good)), SHA256: sha256.Sum256(good), URLs: urls}, FromSlot: "USR-A", ToSlot: "USR-B"}

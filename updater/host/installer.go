@@ -5,113 +5,65 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/atomicfile"
-	"github.com/flipside-linux/flipside/partition/bls"
 	"github.com/flipside-linux/flipside/partition/bootsim"
-	"github.com/flipside-linux/flipside/partition/install"
-	"github.com/flipside-linux/flipside/partition/mounted"
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/postinstall"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
-// installer is the disk as the engine uses it. The disk is opened for each job and not kept open.
+// installer is the disk as the engine uses it. It opens the disk for reading, for each job; what is written is written by a writer, which is started
+// for each job, too.
 type installer struct {
 	conf    config.Config
 	http    *omaha.HTTP
 	log     *slog.Logger
-	path    string // of the disk
-	running string // label of the running slot
+	where   writer.Where
 	bootID  string
 	version string
 	guard   *guard
 	deadman deadman
+	start   writer.Start
 
 	addresses addresses
 
 	mu      sync.Mutex
-	disk    *partition.Disk // stays open while a proof for it is kept
-	ready   install.Ready
-	proofOf [32]byte // payload that the proof is of
-	number  int64    // its max_timestamp
+	ready   *writer.Client // of a release that it has found complete; it holds the slot
+	proofOf [32]byte       // payload that it is of
 }
 
-// open opens the disk. The caller closes it.
-func (in *installer) open(readOnly bool) (*partition.Disk, error) {
-	return OpenDisk(in.conf, in.path, readOnly)
+// open opens the disk for reading. The caller closes it.
+func (in *installer) open() (*partition.Disk, error) {
+	return writer.OpenDisk(in.conf, in.where.Disk, true)
 }
 
-// OpenDisk opens a disk with slots as the configuration has it: which partitions are slots, and where their boot bits are. The caller closes it.
-func OpenDisk(c config.Config, path string, readOnly bool) (*partition.Disk, error) {
-	typ, err := uuid.Parse(c.Slots.Type)
-	if err != nil {
-		return nil, fmt.Errorf("slots.type %q: %w", c.Slots.Type, err)
-	}
-	opt := partition.Options{ReadOnly: readOnly, TypeGUID: typ}
-	if c.Boot.Backend == "bls" {
-		opt.Bits = &bls.Entries{Dir: atomicfile.OS(c.Boot.Entries), Template: c.Boot.Entry}
-	}
-	return partition.OpenDisk(path, opt)
-}
-
-// locate finds the disk and the running slot: what the configuration names, or what /usr is mounted from.
-func (in *installer) locate(root fs.FS) error {
-	in.path, in.running = in.conf.Slots.Disk, in.conf.Slots.Running
-	if in.path != auto && in.running != auto {
-		return nil
-	}
-	usr, err := mounted.Usr(root)
-	if err != nil {
-		return fmt.Errorf("%w; slots.disk and slots.running can name them", err)
-	}
-	if in.path == auto {
-		in.path = usr.Disk
-	}
-	d, err := in.open(true)
+// write starts a writer, lets do ask it for something, and waits for its end.
+func (in *installer) write(ctx context.Context, do func(*writer.Client) error) error {
+	w, err := in.start(ctx)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	slots, err := d.Slots()
-	if err != nil {
-		return err
-	}
-	for _, s := range slots {
-		if s.Index == usr.Index {
-			if in.running == auto {
-				in.running = s.Label
-			}
-			if in.running != s.Label {
-				return fmt.Errorf("slots.running is %s, and /usr is mounted from %s", in.running, s.Label)
-			}
-			return nil
-		}
-	}
-	return fmt.Errorf("/usr is mounted from %s, which is not a slot of type %s on %s", usr.Name, in.conf.Slots.Type, in.path)
+	return errors.Join(do(w), w.Close())
 }
-
-// auto stands in the configuration for what can be found out.
-const auto = "auto"
 
 func (in *installer) proof(d *partition.Disk) (partition.Running, error) {
-	return d.RunningFromLabel(in.running)
+	return d.RunningFromLabel(in.where.Running)
 }
 
 func (in *installer) Facts(context.Context) (updater.Facts, error) {
 	f := updater.Facts{BootID: in.bootID, Version: in.version, Slots: map[string]updater.SlotFacts{}}
-	d, err := in.open(true)
+	d, err := in.open()
 	if err != nil {
 		return f, err
 	}
@@ -136,13 +88,13 @@ func (in *installer) Facts(context.Context) (updater.Facts, error) {
 		}
 	}
 	if f.Other == "" {
-		return f, fmt.Errorf("disk %s has one slot, %s; an update needs another one", in.path, f.Running)
+		return f, fmt.Errorf("disk %s has one slot, %s; an update needs another one", in.where.Disk, f.Running)
 	}
 	return f, nil
 }
 
 func (in *installer) Slots(context.Context) ([]updater.SlotStatus, error) {
-	d, err := in.open(true)
+	d, err := in.open()
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +108,7 @@ func (in *installer) Slots(context.Context) ([]updater.SlotStatus, error) {
 	for _, s := range slots {
 		list = append(list, updater.SlotStatus{
 			Label: s.Label, UUID: s.UUID.String(), Size: s.Size, Priority: s.Priority, Tries: s.Tries, Successful: s.Successful,
-			Running: s.Label == in.running, Next: bootable && s.Index == next.Index,
+			Running: s.Label == in.where.Running, Next: bootable && s.Index == next.Index,
 		})
 	}
 	return list, nil
@@ -211,7 +163,7 @@ func mismatch(err error) bool {
 // transient reports whether the same payload may be tried again: what the network or this machine did may be different the next time; what a payload
 // is will not.
 func transient(ctx context.Context, err error) bool {
-	for _, e := range []error{payload.ErrSource, payload.ErrTarget, errDisk, payload.ErrNoKey, postinstall.ErrTemporary, errGuard} {
+	for _, e := range []error{payload.ErrSource, payload.ErrTarget, writer.ErrDisk, writer.ErrGone, payload.ErrNoKey, postinstall.ErrTemporary, writer.ErrGuard} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -224,9 +176,6 @@ func badContent(err error) bool {
 	return errors.Is(err, payload.ErrHash) || errors.Is(err, payload.ErrMalformed) || errors.Is(err, payload.ErrSignature) || errors.Is(err, payload.ErrUnsigned)
 }
 
-// errDisk marks errors of the slot itself.
-var errDisk = errors.New("the slot cannot be used")
-
 func (in *installer) apply(ctx context.Context, u updater.Update, src payload.Source, checkpoint func(json.RawMessage), progress func(updater.Progress)) (err error) {
 	offer := u.Offer
 	believed, err := in.guard.options(ctx)
@@ -234,38 +183,23 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 		return err
 	}
 	believed.MetadataSignature = offer.MetadataSignature
-	// Everything that can be known to be wrong is found before the slot is touched: until then it stays a slot to go back to.
+	// Everything that can be known to be wrong is found before the slot is touched: until then it stays a slot to go back to. The writer finds it out once more.
 	p, err := payload.Open(ctx, src, believed)
 	if err != nil {
 		return err
 	}
-	c, err := in.contents(p)
+	c, err := writer.ContentsOf(p, in.conf)
 	if err != nil {
 		return err
 	}
-	in.forget() // a disk that is kept open keeps its claim on the slot
-	d, err := in.open(false)
+	run, slot, err := in.slots(u.ToSlot)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errDisk, err)
+		return fmt.Errorf("%w: %w", writer.ErrDisk, err)
 	}
-	keep := false
-	defer func() {
-		if !keep {
-			d.Close()
-		}
-	}()
-	run, err := in.proof(d)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errDisk, err)
+	if c.Slot.Size > slot.Size {
+		return fmt.Errorf("%w: the image has %d bytes, slot %s has %d", payload.ErrSize, c.Slot.Size, slot.Label, slot.Size)
 	}
-	slot, err := d.Slot(u.ToSlot)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errDisk, err)
-	}
-	if c.slot.Size > slot.Size {
-		return fmt.Errorf("%w: the image has %d bytes, slot %s has %d", payload.ErrSize, c.slot.Size, slot.Label, slot.Size)
-	}
-	sources, closeSources, err := in.sources(p, c, run.Slot())
+	sources, closeSources, err := in.sources(p, c, run)
 	if err != nil {
 		return err
 	}
@@ -275,26 +209,26 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 	if err := p.CheckSources(ctx, sources, show); err != nil {
 		return err
 	}
-	tx, err := install.Begin(d, run, u.ToSlot, install.Options{Files: c.files, PostInstall: in.postInstall(c, offer.Version, meter)})
+	in.forget() // a writer that is kept holds the slot
+	w, err := in.start(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errDisk, err)
+		return err
 	}
+	keep := false
 	defer func() {
-		if err != nil && !transient(ctx, err) {
-			err = errors.Join(err, tx.Discard())
+		if keep {
 			return
 		}
-		tx.Close()
+		if !transient(ctx, err) {
+			err = errors.Join(err, w.Discard(ctx))
+		}
+		err = errors.Join(err, w.Close())
 	}()
-	targets, images := map[string]payload.Target{c.slot.Name: tx.Slot()}, map[string]install.Image{}
-	for _, q := range p.Partitions {
-		if q.Name == c.slot.Name {
-			continue
-		}
-		if err := tx.Reserve(q.Name, q.Size); err != nil {
-			return fmt.Errorf("%w: %w", errDisk, err)
-		}
-		targets[q.Name], images[q.Name] = tx.File(q.Name), install.Image{Size: q.Size, SHA256: q.SHA256}
+	err = w.Begin(ctx, writer.Release{
+		Slot: u.ToSlot, Version: offer.Version, Size: p.Size, MetadataSignature: offer.MetadataSignature, Metadata: p.Metadata(),
+	})
+	if err != nil {
+		return err
 	}
 	var resume *payload.Checkpoint
 	if len(u.Checkpoint) > 0 {
@@ -307,7 +241,7 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 	}
 	expected := offer.SHA256
 	err = p.Apply(ctx, payload.ApplyOptions{
-		Targets: targets,
+		Targets: w.Targets(p, c.Slot.Name),
 		Sources: sources, SourcesChecked: true,
 		Resume: resume,
 		Checkpoint: func(c payload.Checkpoint) error {
@@ -325,29 +259,84 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 		return err
 	}
 	meter.step("reading back")
-	ready, err := tx.Finish(ctx, install.Image{Size: c.slot.Size, SHA256: c.slot.SHA256}, images)
-	if err != nil {
+	if err := w.Finish(ctx, meter.step); err != nil {
 		return err
 	}
 	meter.step("preparing the secrets of")
-	if err := in.guard.prepare(ctx, slot.Label, offer.Version, c.paths(slot.Label)); err != nil {
+	if path, ok := c.Paths(slot.Label)[writer.PolicyPart]; ok {
+		if err := in.guard.handOn(ctx, offer.Version, path); err != nil {
+			return err
+		}
+	}
+	if err := w.Prepare(ctx); err != nil {
 		return err
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.disk, in.ready, in.proofOf, in.number = d, ready, offer.SHA256, p.MaxTimestamp
+	in.ready, in.proofOf = w, offer.SHA256
 	keep = true
 	return nil
 }
 
-// forget gives a proof up.
+// slots looks at the running slot, and at the one that an update goes to.
+func (in *installer) slots(to string) (running, slot partition.Slot, err error) {
+	d, err := in.open()
+	if err != nil {
+		return running, slot, err
+	}
+	defer d.Close()
+	run, err := in.proof(d)
+	if err != nil {
+		return running, slot, err
+	}
+	slot, err = d.Slot(to)
+	return run.Slot(), slot, err
+}
+
+// sources opens what a delta changes, for reading only: the running slot, and the files that belong to it.
+func (in *installer) sources(p *payload.Payload, c writer.Contents, running partition.Slot) (map[string]io.ReaderAt, func(), error) {
+	sources, files := map[string]io.ReaderAt{}, []*os.File{}
+	closeAll := func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	old := c.Paths(running.Label)
+	for _, q := range p.Partitions {
+		if q.OldSize == 0 {
+			continue
+		}
+		path, slot := old[q.Name], q.Name == c.Slot.Name
+		if slot {
+			path = in.where.Disk
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			closeAll()
+			return nil, nil, fmt.Errorf("%w: the running system's %s: %w", payload.ErrBase, q.Name, err)
+		}
+		files, sources[q.Name] = append(files, f), f
+		if slot {
+			if q.OldSize > running.Size {
+				closeAll()
+				return nil, nil, fmt.Errorf("%w: it had %d bytes, and the running slot %s has %d", payload.ErrBase, q.OldSize, running.Label, running.Size)
+			}
+			sources[q.Name] = io.NewSectionReader(f, running.Start, running.Size)
+		}
+	}
+	return sources, closeAll, nil
+}
+
+// forget gives a release that is complete and not armed up.
 func (in *installer) forget() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.disk != nil {
-		in.disk.Close()
+	if in.ready != nil {
+		if err := in.ready.Close(); err != nil {
+			in.log.Warn(err.Error())
+		}
 	}
-	in.disk, in.ready, in.proofOf = nil, install.Ready{}, [32]byte{}
+	in.ready, in.proofOf = nil, [32]byte{}
 }
 
 func (in *installer) Arm(ctx context.Context, u updater.Update) error {
@@ -356,17 +345,16 @@ func (in *installer) Arm(ctx context.Context, u updater.Update) error {
 		in.log.Warn("a release on which flipsided does not run would not be gone back from by itself", "error", err)
 	}
 	if u.Rollback != "" {
-		return in.goBack(ctx, u)
+		return in.write(ctx, func(w *writer.Client) error {
+			return w.GoBack(ctx, writer.Back{Slot: u.ToSlot, Version: u.Offer.Version, BelowFloor: u.BelowFloor})
+		})
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.disk == nil || in.proofOf != u.Offer.SHA256 {
+	if in.ready == nil || in.proofOf != u.Offer.SHA256 {
 		return fmt.Errorf("release %s was not verified by this process", u.Offer.Version)
 	}
-	if err := in.guard.propose(u, in.number); err != nil {
-		return err
-	}
-	return in.ready.Arm(int(in.conf.Slots.Tries))
+	return in.ready.Arm(ctx)
 }
 
 // mayGoBack says why the other slot's release may not run again, if it was ever good.
@@ -378,78 +366,20 @@ func (in *installer) mayGoBack(ctx context.Context) error {
 	if !f.Slots[f.Other].Successful {
 		return nil // the engine finds nothing to go back to
 	}
-	return in.guard.admits(f.Other)
-}
-
-// goBack makes a slot that was good before boot next. What is asked before an update is armed is asked here too: whether the release is too old, which
-// a person may pass over, and whether the secrets of the next boot will open.
-func (in *installer) goBack(ctx context.Context, u updater.Update) error {
-	if !u.BelowFloor {
-		if err := in.guard.admits(u.ToSlot); err != nil {
-			return err
-		}
-	}
-	files := contents{files: in.places()}.paths(u.ToSlot)
-	for part, path := range files {
-		if _, err := os.Stat(path); err != nil {
-			delete(files, part) // the release brought none
-		}
-	}
-	var env []string
-	if _, err := omaha.CompareVersions(u.Offer.Version, u.Offer.Version); err == nil { // what is on a slot that this host never wrote is not known
-		env = append(env, "VERSION="+u.Offer.Version)
-	}
-	if err := in.guard.opens(ctx, u.ToSlot, files, env...); err != nil {
-		return err
-	}
-	d, err := in.open(false)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	run, err := in.proof(d)
-	if err != nil {
-		return err
-	}
-	return d.GoBack(run, u.ToSlot, int(in.conf.Slots.Tries))
+	return in.guard.Admits(f.Other)
 }
 
 func (in *installer) Disarm(ctx context.Context, slot string) error {
-	in.guard.disarmed(ctx, slot)
-	d, err := in.open(false)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.MarkBad(slot); err != nil {
+	if err := in.write(ctx, func(w *writer.Client) error { return w.Disarm(ctx, slot) }); err != nil {
 		return err
 	}
 	in.withoutDeadman()
 	return nil
 }
 
-// Stay keeps the slot that a rollback would have booted as what it was before: good, and what the running one falls back to. Its secrets stay as
-// they are. One that may have been booted since, and is not known to have come up, is made unbootable.
+// Stay keeps the slot that a rollback would have booted as what it was before: good, and what the running one falls back to.
 func (in *installer) Stay(ctx context.Context, slot string, booted bool) error {
-	d, err := in.open(false)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	run, err := in.proof(d)
-	if err != nil {
-		return err
-	}
-	tries := 0
-	if booted {
-		tries = int(in.conf.Slots.Tries)
-	}
-	err = d.Stay(run, slot, tries)
-	if errors.Is(err, partition.ErrTried) {
-		in.guard.disarmed(ctx, slot)
-		err = d.MarkBad(slot)
-	}
-	if err != nil {
+	if err := in.write(ctx, func(w *writer.Client) error { return w.Stay(ctx, slot, booted) }); err != nil {
 		return err
 	}
 	in.withoutDeadman()
@@ -457,20 +387,11 @@ func (in *installer) Stay(ctx context.Context, slot string, booted bool) error {
 }
 
 func (in *installer) Confirm(ctx context.Context) error {
-	d, err := in.open(false)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	run, err := in.proof(d)
-	if err != nil {
-		return err
-	}
-	if err := d.MarkSuccessful(run); err != nil {
+	if err := in.write(ctx, func(w *writer.Client) error { return w.Confirm(ctx, in.version) }); err != nil {
 		return err
 	}
 	in.withoutDeadman()
-	in.guard.confirmed(ctx, run.Slot().Label, in.version)
+	in.guard.confirmed(ctx, in.where.Running, in.version)
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/control"
 	"github.com/flipside-linux/flipside/updater/history"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 // operator is what the control socket and the message bus see: the engine, and the settings of the host that can be changed at run time.
@@ -96,7 +97,7 @@ func (d *operator) keys() ([]string, time.Time) {
 	now := d.now()
 	if age := now.Sub(d.keysAt); d.keysAt.IsZero() || age < 0 || age > keysEvery {
 		d.keysAt, d.keyWarnings, d.keysEnd = now, nil, time.Time{}
-		if k, err := Keys(d.conf, 0); err == nil {
+		if k, err := writer.Keys(d.conf, 0); err == nil {
 			d.keyWarnings, d.keysEnd = k.Warnings(now), k.End()
 		}
 	}

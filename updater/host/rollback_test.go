@@ -12,6 +12,7 @@ import (
 
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/control"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 // Going back to a release below the floor is refused with both numbers, and done when somebody says that it is meant. The floor stays, and the
@@ -65,7 +66,7 @@ func TestRollbackBelowTheFloor(t *testing.T) {
 	if st.LastUpdate == nil || !st.LastUpdate.Good || st.LastUpdate.From != "2.0.0" || st.LastUpdate.To != "1.5.0" {
 		t.Errorf("%+v", st.LastUpdate)
 	}
-	f, err := Floor(r.config(slot))
+	f, err := writer.Floor(r.config(slot))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,13 +95,13 @@ func TestPCRPolicyThroughTheProxy(t *testing.T) {
 	r.boot()
 	c := r.config("USR-A")
 	c.Update.Proxy = proxy.URL
-	e, _, closer, err := assemble(c, slog.New(slog.DiscardHandler))
+	e, _, closer, err := assemble(c, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer closer()
 	r.write("pcrs.zip", "a policy")
-	if err := e.Installer.(*installer).guard.prepare(t.Context(), "USR-B", "2.0.0", map[string]string{policyPart: filepath.Join(r.dir, "pcrs.zip")}); err != nil {
+	if err := e.Installer.(*installer).guard.handOn(t.Context(), "2.0.0", filepath.Join(r.dir, "pcrs.zip")); err != nil {
 		t.Fatal(err)
 	}
 	if len(got) != 1 || got[0] != "POST http://policies.invalid/pcrs" {

@@ -11,11 +11,13 @@ import (
 	"github.com/flipside-linux/flipside/updater/control"
 	"github.com/flipside-linux/flipside/updater/history"
 	"github.com/flipside-linux/flipside/updater/metrics"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 // Serve runs hosts as load describes them until ctx is done. Each value on reload loads the configuration again: the engine stops, its
-// state is on the disk, and another one goes on from there. A configuration that cannot be used is told and changes nothing.
-func Serve(ctx context.Context, load func() (config.Config, error), reload <-chan struct{}, log *slog.Logger) error {
+// state is on the disk, and another one goes on from there. A configuration that cannot be used is told and changes nothing. What is written to the disk
+// is written by the writers that start starts.
+func Serve(ctx context.Context, load func() (config.Config, error), start writer.Start, reload <-chan struct{}, log *slog.Logger) error {
 	c, err := load()
 	if err != nil {
 		return err
@@ -53,7 +55,7 @@ func Serve(ctx context.Context, load func() (config.Config, error), reload <-cha
 				return
 			}
 		}()
-		err := runUntil(run, c, log, ready, load, ask)
+		err := runUntil(run, c, start, log, ready, load, ask)
 		stop()
 		select {
 		case n := <-next:
@@ -80,14 +82,16 @@ func Serve(ctx context.Context, load func() (config.Config, error), reload <-cha
 	}
 }
 
-// Run builds the engine that c describes and runs it until ctx is done. An error that is a *reboot.ExitError asks for the process to end.
+// Run builds the engine that c describes and runs it until ctx is done, with its writers in this process. An error that is a *reboot.ExitError asks for the
+// process to end.
 func Run(ctx context.Context, c config.Config, log *slog.Logger) error {
-	return runUntil(ctx, c, log, make(chan struct{}), nil, nil)
+	start := writer.InProcess(func() (config.Config, error) { return c, nil }, log)
+	return runUntil(ctx, c, start, log, make(chan struct{}), nil, nil)
 }
 
 // runUntil closes ready once the engine works. With load and reload an operator may have the configuration read again.
-func runUntil(ctx context.Context, c config.Config, log *slog.Logger, ready chan<- struct{}, load func() (config.Config, error), reload func()) (err error) {
-	e, goal, closer, err := assemble(c, log)
+func runUntil(ctx context.Context, c config.Config, start writer.Start, log *slog.Logger, ready chan<- struct{}, load func() (config.Config, error), reload func()) (err error) {
+	e, goal, closer, err := assemble(c, start, log)
 	if err != nil {
 		return err
 	}

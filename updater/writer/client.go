@@ -1,0 +1,267 @@
+package writer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/flipside-linux/flipside/payload"
+)
+
+// ErrGone means that the writer has ended, or never began. What it did is given up; another one may be asked.
+var ErrGone = errors.New("the process that writes to the disk is gone")
+
+// patience is how long a writer may take to give up what is under way: a program to end, a flush to come back.
+const patience = 20 * time.Second
+
+// Client is the agent's end of the socket to a writer, for one update or one change of boot bits. Its methods may be called from several goroutines.
+type Client struct {
+	conn *net.UnixConn
+	send sync.Mutex // a frame at a time
+
+	mu    sync.Mutex
+	last  uint32
+	calls map[uint32]chan error
+	step  func(string)
+	gone  error         // why the socket is of no use any more
+	end   chan struct{} // closed when the writer's end is
+}
+
+// NewClient speaks with the writer at the other end of conn, and closes it.
+func NewClient(conn *net.UnixConn) *Client {
+	c := &Client{conn: conn, calls: map[uint32]chan error{}, step: func(string) {}, end: make(chan struct{})}
+	go c.read()
+	return c
+}
+
+// read hands the replies out.
+func (c *Client) read() {
+	defer close(c.end)
+	err := c.replies()
+	if err == nil || errors.Is(err, syscall.ECONNRESET) {
+		err = io.EOF
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gone = fmt.Errorf("%w: %w", ErrGone, err)
+	for _, reply := range c.calls {
+		reply <- c.gone
+	}
+	c.calls = nil
+}
+
+func (c *Client) replies() error {
+	for {
+		h, err := readHead(c.conn)
+		if err != nil {
+			return err
+		}
+		body := make([]byte, h.size)
+		if _, err := io.ReadFull(c.conn, body); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		reply, step := c.calls[h.id], c.step
+		c.mu.Unlock()
+		switch {
+		case h.kind == aStep:
+			step(string(body))
+		case h.kind == aReply && reply != nil:
+			var a answer
+			if err := decode(body, &a); err != nil {
+				return err
+			}
+			c.mu.Lock()
+			delete(c.calls, h.id)
+			c.mu.Unlock()
+			reply <- a.err()
+		default:
+			return fmt.Errorf("%w: a frame of kind %d with number %d", errFrame, h.kind, h.id)
+		}
+	}
+}
+
+// call asks for something and waits for the answer. When ctx ends before that, the answer is lost, and the client is only good to be closed.
+func (c *Client) call(ctx context.Context, what call) error {
+	body, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	reply := make(chan error, 1)
+	c.mu.Lock()
+	if c.gone != nil {
+		c.mu.Unlock()
+		return c.gone
+	}
+	c.last++
+	id := c.last
+	c.calls[id] = reply
+	c.mu.Unlock()
+	if err := c.frame(head{kind: aCall, id: id}, body); err != nil {
+		return err
+	}
+	select {
+	case err := <-reply:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (c *Client) frame(h head, body []byte) error {
+	c.send.Lock()
+	defer c.send.Unlock()
+	if err := sendFrame(c.conn, h, body); err != nil {
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	return nil
+}
+
+// onStep sets who is told what is being done.
+func (c *Client) onStep(step func(string)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.step = step
+}
+
+// Begin is [Writer.Begin].
+func (c *Client) Begin(ctx context.Context, r Release) error {
+	for left := r.Metadata; len(left) > 0; {
+		n := min(len(left), maxBody)
+		if err := c.frame(head{kind: aMetadata}, left[:n]); err != nil {
+			return err
+		}
+		left = left[n:]
+	}
+	return c.call(ctx, call{Do: doBegin, Release: &r})
+}
+
+// Targets are where the images of a payload go, by the names of its partitions, once Begin was asked for it.
+func (c *Client) Targets(p *payload.Payload, slot string) map[string]payload.Target {
+	targets := map[string]payload.Target{}
+	for i, q := range p.Partitions {
+		t := target{c, uint8(i)}
+		targets[q.Name] = t
+		if q.Name == slot {
+			targets[q.Name] = slotTarget{t}
+		}
+	}
+	return targets
+}
+
+// target is one image. What could not be written is told by Flush.
+type target struct {
+	c    *Client
+	part uint8
+}
+
+func (t target) WriteAt(p []byte, off int64) (int, error) {
+	for done := 0; done < len(p); {
+		n := min(len(p)-done, maxBody)
+		if err := t.c.frame(head{kind: aData, part: t.part, off: off + int64(done)}, p[done:done+n]); err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return len(p), nil
+}
+
+func (t target) Flush() error {
+	return t.c.call(context.Background(), call{Do: doFlush, Part: int(t.part)})
+}
+
+type slotTarget struct{ target }
+
+var _ payload.Settler = slotTarget{}
+
+func (t slotTarget) Settle(upto int64) error {
+	return t.c.call(context.Background(), call{Do: doSettle, Part: int(t.part), Upto: upto})
+}
+
+// Finish is [Writer.Finish]. step is told what is being done.
+func (c *Client) Finish(ctx context.Context, step func(string)) error {
+	c.onStep(step)
+	return c.call(ctx, call{Do: doFinish})
+}
+
+// Prepare is [Writer.Prepare].
+func (c *Client) Prepare(ctx context.Context) error { return c.call(ctx, call{Do: doPrepare}) }
+
+// Arm is [Writer.Arm].
+func (c *Client) Arm(ctx context.Context) error { return c.call(ctx, call{Do: doArm}) }
+
+// Discard gives an update up, and what is left of its files with it.
+func (c *Client) Discard(ctx context.Context) error {
+	return c.call(ctx, call{Do: doClose, Discard: true})
+}
+
+// GoBack is [Writer.GoBack].
+func (c *Client) GoBack(ctx context.Context, b Back) error {
+	return c.call(ctx, call{Do: doBack, Back: &b})
+}
+
+// Disarm is [Writer.Disarm].
+func (c *Client) Disarm(ctx context.Context, slot string) error {
+	return c.call(ctx, call{Do: doDisarm, Slot: slot})
+}
+
+// Stay is [Writer.Stay].
+func (c *Client) Stay(ctx context.Context, slot string, booted bool) error {
+	return c.call(ctx, call{Do: doStay, Slot: slot, Booted: booted})
+}
+
+// Confirm is [Writer.Confirm].
+func (c *Client) Confirm(ctx context.Context, version string) error {
+	return c.call(ctx, call{Do: doConfirm, Version: version})
+}
+
+// Close lets the writer end, and waits until it has: then its locks on the disk are gone. What is under way is given up.
+func (c *Client) Close() error {
+	c.conn.CloseWrite()
+	defer c.conn.Close()
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	select {
+	case <-c.end:
+		return nil
+	case <-late.C:
+		return fmt.Errorf("the process that writes to the disk did not end within %s", patience)
+	}
+}
+
+// Pair makes a socket between two processes. The second end is for the writer.
+func Pair() (*net.UnixConn, *os.File, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a socket to the process that writes: %w", err)
+	}
+	far := os.NewFile(uintptr(fds[1]), "writer")
+	near, err := Conn(os.NewFile(uintptr(fds[0]), "agent"))
+	if err != nil {
+		far.Close()
+		return nil, nil, err
+	}
+	return near, far, nil
+}
+
+// Conn makes a connection of one end of a socket, and closes the file.
+func Conn(f *os.File) (*net.UnixConn, error) {
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("taking the socket over: %w", err)
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("taking the socket over: it is one of %s", c.LocalAddr().Network())
+	}
+	return u, nil
+}

@@ -1,0 +1,235 @@
+package writer
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/flipside-linux/flipside/updater/config"
+)
+
+// buffers is how many pieces of data may have been read and not yet been written.
+const buffers = 3
+
+// Serve is the writer's end of conn. It returns when the agent's end is closed, with whatever was under way given up, and closes conn. The configuration
+// is read once, when something is asked for.
+func Serve(ctx context.Context, conn net.Conn, load func() (config.Config, error), log *slog.Logger) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer conn.Close()
+	// What was under way is given up before the agent's end sees that this one is closed: then another writer can begin.
+	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })()
+	s := &session{conn: conn, load: load, log: log}
+	err := s.run(ctx, cancel)
+	if s.writer != nil {
+		err = errors.Join(err, s.writer.Close(false))
+	}
+	return err
+}
+
+type session struct {
+	conn     net.Conn
+	load     func() (config.Config, error)
+	log      *slog.Logger
+	writer   *Writer
+	metadata bytes.Buffer
+	failed   error // of data
+	settling sync.WaitGroup
+	send     sync.Mutex // a frame at a time
+	busy     bool       // settling, of which there is one
+	mu       sync.Mutex // of busy
+}
+
+type frame struct {
+	head
+	body []byte
+}
+
+// run carries out what comes, in its order. Somebody else reads meanwhile, so that the end of the socket is seen while something takes long.
+func (s *session) run(ctx context.Context, cancel func()) error {
+	free, frames := make(chan []byte, buffers), make(chan frame)
+	for range buffers {
+		free <- nil
+	}
+	end := make(chan error, 1)
+	go func() {
+		defer close(frames)
+		defer cancel()
+		end <- s.read(ctx, free, frames)
+	}()
+	var err error
+	for f := range frames {
+		if err == nil {
+			err = s.do(ctx, f)
+			if err != nil {
+				cancel() // and with that nothing more is read
+			}
+		}
+		free <- f.body
+	}
+	s.settling.Wait()
+	if err != nil {
+		return err
+	}
+	return <-end
+}
+
+// read passes frames on until there are no more. Each is in one of the buffers, which grow to what is needed.
+func (s *session) read(ctx context.Context, free <-chan []byte, frames chan<- frame) error {
+	for {
+		h, err := readHead(s.conn)
+		if errors.Is(err, io.EOF) || ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		buf := <-free
+		if uint32(cap(buf)) < h.size {
+			buf = make([]byte, h.size)
+		}
+		buf = buf[:h.size]
+		if _, err := io.ReadFull(s.conn, buf); err != nil {
+			return fmt.Errorf("reading %d bytes: %w", h.size, err)
+		}
+		frames <- frame{h, buf}
+	}
+}
+
+// do carries out one frame. Its error is one of the socket.
+func (s *session) do(ctx context.Context, f frame) error {
+	switch f.kind {
+	case aMetadata:
+		if s.metadata.Len()+len(f.body) > maxMetadata {
+			return fmt.Errorf("%w: more than %d bytes of metadata", errFrame, maxMetadata)
+		}
+		s.metadata.Write(f.body)
+		return nil
+	case aData:
+		if s.failed == nil {
+			s.failed = s.write(f)
+		}
+		return nil
+	case aCall:
+		var c call
+		if err := decode(f.body, &c); err != nil {
+			return err
+		}
+		return s.call(ctx, f.id, c)
+	}
+	return fmt.Errorf("%w: the writer is sent a frame of kind %d", errFrame, f.kind)
+}
+
+func (s *session) write(f frame) error {
+	if s.writer == nil {
+		return fmt.Errorf("%w: data, and no release was begun", ErrOrder)
+	}
+	return s.writer.WriteAt(int(f.part), f.body, f.off)
+}
+
+// call carries out a call and answers it. Only to settle takes its time while other things go on.
+func (s *session) call(ctx context.Context, id uint32, c call) error {
+	if c.Do == doSettle && s.writer != nil && s.failed == nil {
+		s.mu.Lock()
+		busy := s.busy
+		s.busy = true
+		s.mu.Unlock()
+		if busy {
+			return s.reply(id, fmt.Errorf("%w: it is settling", ErrOrder))
+		}
+		w := s.writer
+		s.settling.Go(func() {
+			err := w.Settle(c.Part, c.Upto)
+			s.mu.Lock()
+			s.busy = false
+			s.mu.Unlock()
+			_ = s.reply(id, err) // a socket that is gone is found out by whoever reads
+		})
+		return nil
+	}
+	if c.Do != doFlush {
+		s.settling.Wait()
+	}
+	return s.reply(id, s.carryOut(ctx, c))
+}
+
+func (s *session) carryOut(ctx context.Context, c call) error {
+	if s.writer == nil {
+		conf, err := s.load()
+		if err != nil {
+			return fmt.Errorf("%w: the writer's configuration: %w", ErrGuard, err)
+		}
+		if s.writer, err = New(conf, s.log); err != nil {
+			return fmt.Errorf("%w: %w", ErrGuard, err)
+		}
+	}
+	w := s.writer
+	switch c.Do {
+	case doFlush, doFinish, doSettle:
+		if s.failed != nil { // what was sent is not what is there
+			return s.failed
+		}
+	}
+	switch {
+	case c.Do == doBegin && c.Release != nil:
+		r := *c.Release
+		r.Metadata = bytes.Clone(s.metadata.Bytes())
+		s.metadata, s.failed = bytes.Buffer{}, nil
+		return w.Begin(ctx, r, s.step)
+	case c.Do == doBack && c.Back != nil:
+		return w.GoBack(ctx, *c.Back)
+	}
+	switch c.Do {
+	case doFlush:
+		return w.Flush(c.Part)
+	case doSettle:
+		return w.Settle(c.Part, c.Upto)
+	case doFinish:
+		return w.Finish(ctx)
+	case doPrepare:
+		return w.Prepare(ctx)
+	case doArm:
+		return w.Arm()
+	case doClose:
+		return w.Close(c.Discard)
+	case doDisarm:
+		return w.Disarm(ctx, c.Slot)
+	case doStay:
+		return w.Stay(ctx, c.Slot, c.Booted)
+	case doConfirm:
+		return w.Confirm(ctx, c.Version)
+	}
+	return fmt.Errorf("%w: there is no %q", ErrOrder, c.Do)
+}
+
+func (s *session) reply(id uint32, err error) error {
+	body, err := json.Marshal(answerOf(err))
+	if err != nil {
+		return err
+	}
+	return s.frame(head{kind: aReply, id: id}, body)
+}
+
+func (s *session) step(text string) {
+	_ = s.frame(head{kind: aStep}, []byte(text[:min(len(text), maxText)])) // as above
+}
+
+func (s *session) frame(h head, body []byte) error {
+	s.send.Lock()
+	defer s.send.Unlock()
+	return sendFrame(s.conn, h, body)
+}
+
+func sendFrame(conn net.Conn, h head, body []byte) error {
+	h.size = uint32(len(body))
+	all := net.Buffers{h.append(make([]byte, 0, headSize)), body}
+	_, err := all.WriteTo(conn)
+	return err
+}
