@@ -17,7 +17,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -125,15 +127,25 @@ func (s *shipped) traced(calls string, n int, args ...string) (status int, outpu
 	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
 	defer cancel()
 	args[0] = filepath.Join(s.bin, args[0])
+	log := filepath.Join(s.dir, "strace.log")
+	os.Remove(log)
 	if n > 0 {
-		args = append([]string{"strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + calls, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", calls, n)}, args...)
+		args = append([]string{"strace", "-f", "-o", log, "-e", "trace=" + calls, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", calls, n)}, args...)
 	}
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	// On one processor most calls are made by one thread, and strace counts for each.
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		ended := make(chan struct{})
+		if n > 0 {
+			go killTheRest(cmd.Process.Pid, log, ended)
+		}
+		err = cmd.Wait()
+		close(ended)
+	}
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
@@ -144,6 +156,27 @@ func (s *shipped) traced(calls string, n int, args ...string) (status int, outpu
 		s.t.Fatal(err)
 	}
 	return 0, out.String()
+}
+
+// killTheRest kills what runs under a strace once one of its processes was killed: power is cut for the whole daemon, not for one part of it.
+func killTheRest(strace int, log string, ended <-chan struct{}) {
+	for {
+		select {
+		case <-ended:
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+		if data, err := os.ReadFile(log); err != nil || !bytes.Contains(data, []byte("+++ killed by SIGKILL +++")) {
+			continue
+		}
+		// strace goes on until all that it traces has ended: the other parts do by themselves when the agent is gone.
+		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", strace, strace))
+		for _, f := range strings.Fields(string(children)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}
 }
 
 func (s *shipped) slot(label string) []byte {

@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater/config"
@@ -23,6 +25,7 @@ import (
 func main() {
 	path := flag.String("config", "", "read only this configuration `file` (default: "+config.DefaultPath+", its drop-ins, and update.conf)")
 	verbose := flag.Bool("v", false, "log more")
+	part := flag.String("part", "", "which `part` of the daemon this process is; only flipsided itself says that")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "flipsided: unexpected argument %q\n", flag.Arg(0))
@@ -33,9 +36,25 @@ func main() {
 		level = slog.LevelDebug
 	}
 	log := slog.New(handler(level))
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	err := run(ctx, *path, log)
+	self := func(part string) *exec.Cmd {
+		cmd := exec.Command("/proc/self/exe", "-part", part, "-config", *path, fmt.Sprintf("-v=%t", *verbose))
+		cmd.Args[0], cmd.Stderr = os.Args[0], os.Stderr
+		return cmd
+	}
+	var err error
+	switch *part {
+	case "":
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		err = run(ctx, *path, self("spawner"), log)
+	case "spawner":
+		err = spawn(func() *exec.Cmd { return self("writer") }, log)
+	case "writer":
+		err = write(*path, log)
+	default:
+		fmt.Fprintf(os.Stderr, "flipsided: there is no part %q\n", *part)
+		os.Exit(2)
+	}
 	var exit *reboot.ExitError
 	switch {
 	case errors.As(err, &exit):
@@ -55,8 +74,20 @@ func handler(level slog.Level) slog.Handler {
 	return slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})
 }
 
-func run(ctx context.Context, path string, log *slog.Logger) error {
+// run is the agent: everything but what writes to the disk.
+func run(ctx context.Context, path string, spawner *exec.Cmd, log *slog.Logger) (err error) {
 	debug.SetMemoryLimit(96 << 20) // collect early rather than grow: updates run beside the host's real work
+	s, err := writer.StartSpawner(spawner)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		<-s.Lost()
+		cancel(errLost)
+	}()
+	defer time.AfterFunc(started, lean).Stop()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -70,6 +101,36 @@ func run(ctx context.Context, path string, log *slog.Logger) error {
 			}
 		}
 	}()
-	load := func() (config.Config, error) { return config.Load(path) }
-	return host.Serve(ctx, load, writer.InProcess(load, log), reload, log)
+	err = host.Serve(ctx, func() (config.Config, error) { return config.Load(path) }, s.Start, reload, log)
+	if err == nil && context.Cause(ctx) == errLost {
+		return errLost
+	}
+	s.Close()
+	return err
+}
+
+// started is when an agent has done for certain what only its start needs.
+const started = 5 * time.Second
+
+// errLost ends the agent: whoever supervises it starts both anew.
+var errLost = errors.New("the process that starts the writers has ended, and nothing can be written to the disk without it")
+
+// spawn is the process that is there to start writers.
+func spawn(command func() *exec.Cmd, log *slog.Logger) error {
+	conn, err := writer.Inherited()
+	if err != nil {
+		return err
+	}
+	lean()
+	return writer.Spawn(conn, command, log)
+}
+
+// write is a writer.
+func write(path string, log *slog.Logger) error {
+	debug.SetMemoryLimit(48 << 20)
+	conn, err := writer.Inherited()
+	if err != nil {
+		return err
+	}
+	return writer.Serve(context.Background(), conn, func() (config.Config, error) { return config.Load(path) }, log)
 }

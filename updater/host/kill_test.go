@@ -17,26 +17,54 @@ import (
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
-// daemonEnv makes the test binary be the daemon, so that it can be killed as one.
-const daemonEnv = "FLIPSIDE_TEST_DAEMON_CONFIG"
+// daemonEnv makes the test binary be the daemon, so that it can be killed as one, and partEnv one of its parts: it is split into processes as flipsided is.
+const (
+	daemonEnv = "FLIPSIDE_TEST_DAEMON_CONFIG"
+	partEnv   = "FLIPSIDE_TEST_DAEMON_PART"
+)
 
 func TestMain(m *testing.M) {
 	path := os.Getenv(daemonEnv)
 	if path == "" {
 		os.Exit(m.Run())
 	}
-	c, err := config.Load(path)
-	if err == nil {
-		err = Run(context.Background(), c, slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	}
+	err := part(path, os.Getenv(partEnv), slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	var exit *reboot.ExitError
 	if errors.As(err, &exit) {
 		os.Exit(exit.Status)
 	}
-	fmt.Fprintln(os.Stderr, err)
-	os.Exit(1)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func part(path, which string, log *slog.Logger) error {
+	self := func(part string) *exec.Cmd {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env, cmd.Stderr = append(os.Environ(), partEnv+"="+part), os.Stderr
+		return cmd
+	}
+	load := func() (config.Config, error) { return config.Load(path) }
+	if which == "" {
+		s, err := writer.StartSpawner(self("spawner"))
+		if err != nil {
+			return err
+		}
+		return Serve(context.Background(), load, s.Start, nil, log)
+	}
+	conn, err := writer.Inherited()
+	if err != nil {
+		return err
+	}
+	if which == "spawner" {
+		return writer.Spawn(conn, func() *exec.Cmd { return self("writer") }, log)
+	}
+	return writer.Serve(context.Background(), conn, load, log)
 }
 
 // TestKilledAgainAndAgain kills the daemon with SIGKILL at random moments of an update until it is through. The state file must always be

@@ -171,11 +171,8 @@ func (s *session) carryOut(ctx context.Context, c call) error {
 		}
 	}
 	w := s.writer
-	switch c.Do {
-	case doFlush, doFinish, doSettle:
-		if s.failed != nil { // what was sent is not what is there
-			return s.failed
-		}
+	if s.failed != nil && c.Do != doBegin && c.Do != doClose { // what was sent is not what is there
+		return s.failed
 	}
 	switch {
 	case c.Do == doBegin && c.Release != nil:
