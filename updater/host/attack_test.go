@@ -774,7 +774,7 @@ func TestNoSHA256Bank(t *testing.T) {
 	if rebooted {
 		t.Fatal("the release was taken")
 	}
-	if !strings.Contains(st.LastError, errSecrets.Error()) || r.slot("USR-B").Bootable() {
+	if !strings.Contains(st.LastError, writer.ErrSecrets.Error()) || r.slot("USR-B").Bootable() {
 		t.Errorf("%q, %+v", st.LastError, r.slot("USR-B"))
 	}
 	if _, aside := st.Quarantine["2.0.0"]; !aside {

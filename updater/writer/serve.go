@@ -26,7 +26,7 @@ func Serve(ctx context.Context, conn net.Conn, load func() (config.Config, error
 	defer conn.Close()
 	// What was under way is given up before the agent's end sees that this one is closed: then another writer can begin.
 	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })()
-	s := &session{conn: conn, load: load, log: log}
+	s := &session{conn: conn, load: load, log: log, turns: make(chan struct{}, 2)}
 	err := s.run(ctx, cancel)
 	if s.writer != nil {
 		err = errors.Join(err, s.writer.Close(false))
@@ -42,9 +42,8 @@ type session struct {
 	metadata bytes.Buffer
 	failed   error // of data
 	settling sync.WaitGroup
-	send     sync.Mutex // a frame at a time
-	busy     bool       // settling, of which there is one
-	mu       sync.Mutex // of busy
+	turns    chan struct{} // of settling, of which there are two: one flushes while the other reads back
+	send     sync.Mutex    // a frame at a time
 }
 
 type frame struct {
@@ -137,19 +136,15 @@ func (s *session) write(f frame) error {
 // call carries out a call and answers it. Only to settle takes its time while other things go on.
 func (s *session) call(ctx context.Context, id uint32, c call) error {
 	if c.Do == doSettle && s.writer != nil && s.failed == nil {
-		s.mu.Lock()
-		busy := s.busy
-		s.busy = true
-		s.mu.Unlock()
-		if busy {
+		select {
+		case s.turns <- struct{}{}:
+		default:
 			return s.reply(id, fmt.Errorf("%w: it is settling", ErrOrder))
 		}
 		w := s.writer
 		s.settling.Go(func() {
 			err := w.Settle(c.Part, c.Upto)
-			s.mu.Lock()
-			s.busy = false
-			s.mu.Unlock()
+			<-s.turns
 			_ = s.reply(id, err) // a socket that is gone is found out by whoever reads
 		})
 		return nil

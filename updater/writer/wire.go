@@ -33,7 +33,7 @@ const (
 
 const (
 	headSize    = 20
-	maxBody     = 1 << 20
+	maxBody     = 2 << 20  // what an operation of most payloads makes, to be written at once
 	maxMetadata = 65 << 20 // what package payload accepts, and its own signature
 )
 

@@ -503,6 +503,53 @@ func TestLiars(t *testing.T) {
 
 func second(_ bool, err error) error { return err }
 
+// Two may settle at a time, one flushing while the other reads back; not more.
+func TestTwoSettle(t *testing.T) {
+	for taken, want := range []error{nil, nil, ErrOrder} {
+		r := newRig(t)
+		near, far, err := Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := Conn(far)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := NewClient(near)
+		w, err := New(r.conf, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &session{conn: conn, writer: w, turns: make(chan struct{}, 2)}
+		if err := w.Begin(t.Context(), r.release(r.payload(r.key, nil)), func(string) {}); err != nil {
+			t.Fatal(err)
+		}
+		for range taken {
+			s.turns <- struct{}{}
+		}
+		answer := make(chan error, 1)
+		go func() { answer <- slotTarget{target{c, 0}}.Settle(4096) }()
+		h, err := readHead(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body := make([]byte, h.size)
+		if _, err := io.ReadFull(conn, body); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.do(t.Context(), frame{h, body}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-answer; !errors.Is(err, want) {
+			t.Errorf("while %d settle: %v, want %v", taken, err, want)
+		}
+		s.settling.Wait()
+		w.Close(false)
+		conn.Close()
+		c.Close()
+	}
+}
+
 // What is no frame ends the writer, without having reserved what it claims to be.
 func TestGarbage(t *testing.T) {
 	for name, data := range map[string][]byte{
