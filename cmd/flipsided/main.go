@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"reflect"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -74,7 +75,7 @@ func handler(level slog.Level) slog.Handler {
 	return slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})
 }
 
-// run is the agent: everything but what writes to the disk.
+// run is the agent: everything but what writes to the disk. It gives the rights to that up as soon as somebody is there who can start writers.
 func run(ctx context.Context, path string, spawner *exec.Cmd, log *slog.Logger) (err error) {
 	debug.SetMemoryLimit(96 << 20) // collect early rather than grow: updates run beside the host's real work
 	s, err := writer.StartSpawner(spawner)
@@ -87,6 +88,11 @@ func run(ctx context.Context, path string, spawner *exec.Cmd, log *slog.Logger) 
 		<-s.Lost()
 		cancel(errLost)
 	}()
+	load, lacks, err := confined(path)
+	if err != nil {
+		s.Close()
+		return err
+	}
 	defer time.AfterFunc(started, lean).Stop()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -101,12 +107,37 @@ func run(ctx context.Context, path string, spawner *exec.Cmd, log *slog.Logger) 
 			}
 		}
 	}()
-	err = host.Serve(ctx, func() (config.Config, error) { return config.Load(path) }, s.Start, reload, log)
+	err = host.Serve(ctx, host.Options{Load: load, Start: s.Start, Lacks: lacks}, reload, log)
 	if err == nil && context.Cause(ctx) == errLost {
 		return errLost
 	}
 	s.Close()
 	return err
+}
+
+// confined confines this process as the configuration has it. What it returns loads the configuration again, which must be one for the same confinement: that cannot be
+// changed any more.
+func confined(path string) (load func() (config.Config, error), lacks []string, err error) {
+	c, err := config.Load(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	for dir, mode := range map[string]os.FileMode{c.Paths.State: 0o700, c.Paths.Run: 0o755} { // only what is there can be left writable
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return nil, nil, fmt.Errorf("making a directory of the daemon: %w", err)
+		}
+	}
+	policy := host.Confinement(c)
+	for _, l := range policy.Self() {
+		lacks = append(lacks, l.String())
+	}
+	return func() (config.Config, error) {
+		c, err := config.Load(path)
+		if err == nil && !reflect.DeepEqual(host.Confinement(c), policy) {
+			err = errors.New("what flipsided may write to has changed (paths, metrics.textfile, health.watchdog, trust.tpm): systemctl restart flipsided")
+		}
+		return c, err
+	}, lacks, nil
 }
 
 // started is when an agent has done for certain what only its start needs.

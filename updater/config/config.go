@@ -218,6 +218,8 @@ type Trust struct {
 type Paths struct {
 	State string `toml:"state"` // directory that both slots share
 	Run   string `toml:"run"`   // directory of the control socket and the pause file
+
+	Writable []string `toml:"writable"` // directories that health checks and gate programs may write to, beside state, run and those for temporary files
 }
 
 // Duration is a time.Duration that is written as 45m or 1h30m.

@@ -55,7 +55,7 @@ func part(path, which string, log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
-		return Serve(context.Background(), load, s.Start, nil, log)
+		return Serve(context.Background(), Options{Load: load, Start: s.Start}, nil, log)
 	}
 	conn, err := writer.Inherited()
 	if err != nil {

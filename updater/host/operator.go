@@ -30,7 +30,7 @@ type operator struct {
 	reload func()                        // asks for it
 	now    func() time.Time
 
-	tpmWarnings []string
+	warnings []string // that stay while the daemon runs
 
 	keysMu      sync.Mutex // what was last seen of the pinned keys
 	keysAt      time.Time
@@ -66,7 +66,7 @@ func (d *operator) Status(ctx context.Context) (updater.Status, <-chan struct{})
 	st, changed := d.engine.Status(ctx)
 	st.Channel, st.Pin = d.target.get()
 	st.Warnings, st.KeysEnd = d.keys()
-	st.Warnings = slices.Concat(d.tpmWarnings, st.Warnings)
+	st.Warnings = slices.Concat(d.warnings, st.Warnings)
 	if st.Phase != updater.Idle {
 		return st, changed
 	}

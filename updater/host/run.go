@@ -14,10 +14,20 @@ import (
 	"github.com/flipside-linux/flipside/updater/writer"
 )
 
+// Options are what the agent of a host is given by its process.
+type Options struct {
+	Load  func() (config.Config, error)
+	Start writer.Start // of what writes to the disk
+	Lacks []string     // what this process could not be kept from, with the reasons
+}
+
 // Serve runs hosts as load describes them until ctx is done. Each value on reload loads the configuration again: the engine stops, its
-// state is on the disk, and another one goes on from there. A configuration that cannot be used is told and changes nothing. What is written to the disk
-// is written by the writers that start starts.
-func Serve(ctx context.Context, load func() (config.Config, error), start writer.Start, reload <-chan struct{}, log *slog.Logger) error {
+// state is on the disk, and another one goes on from there. A configuration that cannot be used is told and changes nothing.
+func Serve(ctx context.Context, opt Options, reload <-chan struct{}, log *slog.Logger) error {
+	load := opt.Load
+	for _, l := range opt.Lacks {
+		log.Warn("the part of the daemon that talks to the network keeps rights that it does not need", "lacks", l)
+	}
 	c, err := load()
 	if err != nil {
 		return err
@@ -55,7 +65,7 @@ func Serve(ctx context.Context, load func() (config.Config, error), start writer
 				return
 			}
 		}()
-		err := runUntil(run, c, start, log, ready, load, ask)
+		err := runUntil(run, c, opt, log, ready, ask)
 		stop()
 		select {
 		case n := <-next:
@@ -86,12 +96,12 @@ func Serve(ctx context.Context, load func() (config.Config, error), start writer
 // process to end.
 func Run(ctx context.Context, c config.Config, log *slog.Logger) error {
 	start := writer.InProcess(func() (config.Config, error) { return c, nil }, log)
-	return runUntil(ctx, c, start, log, make(chan struct{}), nil, nil)
+	return runUntil(ctx, c, Options{Start: start}, log, make(chan struct{}), nil)
 }
 
-// runUntil closes ready once the engine works. With load and reload an operator may have the configuration read again.
-func runUntil(ctx context.Context, c config.Config, start writer.Start, log *slog.Logger, ready chan<- struct{}, load func() (config.Config, error), reload func()) (err error) {
-	e, goal, closer, err := assemble(c, start, log)
+// runUntil closes ready once the engine works. With opt.Load and reload an operator may have the configuration read again.
+func runUntil(ctx context.Context, c config.Config, opt Options, log *slog.Logger, ready chan<- struct{}, reload func()) (err error) {
+	e, goal, closer, err := assemble(c, opt.Start, log)
 	if err != nil {
 		return err
 	}
@@ -104,11 +114,15 @@ func runUntil(ctx context.Context, c config.Config, start writer.Start, log *slo
 		h.add(n, e.Core.Facts.BootID)
 	}
 
+	var warnings []string
+	for _, l := range opt.Lacks {
+		warnings = append(warnings, "the agent keeps rights that it does not need: "+l)
+	}
 	l, err := control.Listen(c.Socket())
 	if err != nil {
 		return err
 	}
-	d := &operator{engine: e, conf: c, target: goal, load: load, reload: reload, now: time.Now, tpmWarnings: tpmWarnings(c)}
+	d := &operator{engine: e, conf: c, target: goal, load: opt.Load, reload: reload, now: time.Now, warnings: append(tpmWarnings(c), warnings...)}
 	if in, ok := e.Installer.(*installer); ok {
 		d.mayGoBack = in.mayGoBack
 	}

@@ -45,7 +45,7 @@ func NewClient(conn *net.UnixConn) *Client {
 func (c *Client) read() {
 	defer close(c.end)
 	err := c.replies()
-	if err == nil || errors.Is(err, syscall.ECONNRESET) {
+	if errors.Is(err, syscall.ECONNRESET) {
 		err = io.EOF
 	}
 	c.mu.Lock()

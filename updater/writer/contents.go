@@ -102,7 +102,8 @@ func (w *Writer) postInstall(c Contents, version string, step func(string)) func
 		}
 		ran, err := postinstall.Program{
 			Disk: w.where.Disk, Slot: s, Path: c.post, Args: args, Version: version, Missing: !c.must,
-			Mount: filepath.Join(w.conf.Paths.Run, "slot"), Output: filepath.Join(w.conf.Paths.State, "post-install.log"),
+			// Not below Run: the agent may write there, and would decide what is run.
+			Mount: filepath.Join(filepath.Clean(w.conf.Paths.Run)+"-writer", "slot"), Output: filepath.Join(w.conf.Paths.State, "post-install.log"),
 			Timeout: time.Duration(w.conf.Slots.PostInstallTimeout), Log: w.log,
 		}.Run(ctx)
 		if err != nil && !c.must && ctx.Err() == nil {
