@@ -10,6 +10,7 @@
 package confine
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -92,7 +93,8 @@ func dropCapabilities() error {
 }
 
 func (p Policy) landlock() error {
-	if abi, _, e := syscall.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION); e != 0 || abi < 1 {
+	abi, _, e := syscall.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	if e != 0 {
 		return fmt.Errorf("this kernel does not have it: %w", e)
 	}
 	var devices []string
@@ -104,12 +106,16 @@ func (p Policy) landlock() error {
 		devices = append(devices, list...)
 	}
 	dirs := slices.DeleteFunc(slices.Clone(p.Dirs), func(d string) bool { return d == "" })
-	return landlock.V7.BestEffort().RestrictPaths(
+	err := landlock.V7.BestEffort().RestrictPaths(
 		landlock.RODirs("/"),
 		landlock.RODirs("/dev").WithIoctlDev().IgnoreIfMissing(), // the size of a disk's sectors; what changes something takes a device that is open for writing, or a capability
-		landlock.RWDirs(dirs...).WithRefer().IgnoreIfMissing(),
+		landlock.RWDirs(dirs...).IgnoreIfMissing(),
 		landlock.RWFiles(devices...).WithIoctlDev().IgnoreIfMissing(),
 	)
+	if err == nil && abi < 3 {
+		return errors.New("this kernel (before 6.2) does not keep files from being cut short")
+	}
+	return err
 }
 
 // refused are the system calls that an agent has no use for.
