@@ -73,7 +73,7 @@ func assemble(c config.Config, start writer.Start, log *slog.Logger) (*updater.E
 	if in.where, err = writer.Locate(c, os.DirFS("/")); err != nil {
 		return nil, nil, nil, errors.Join(err, closer())
 	}
-	in.deadman.slot = in.running
+	in.deadman.slot = in.where.Running
 	if facts, err := in.Facts(context.Background()); err == nil {
 		if err := in.deadman.start(state, facts); err != nil {
 			log.Warn(err.Error())
