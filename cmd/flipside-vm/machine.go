@@ -93,7 +93,7 @@ func (m *machine) on(ctx context.Context) (err error) {
 	}
 	boot := []string{
 		"-kernel", m.lab.file("stage.kernel"), "-initrd", m.lab.file("stage.initrd"),
-		"-append", "console=ttyS0 panic=-1 quiet no_timer_check nvme.io_queue_depth=2 flipside.watchdog=" + strconv.Itoa(m.watchdog),
+		"-append", "console=ttyS0 panic=-1 quiet no_timer_check cryptomgr.notests nvme.io_queue_depth=2 flipside.watchdog=" + strconv.Itoa(m.watchdog),
 	}
 	disk := "nvme,drive=d,serial=flipside"
 	if m.bls {
