@@ -155,7 +155,9 @@ func (n life) live(ctx context.Context, l *lab) (left life, err error) {
 			break
 		}
 		if err := m.comesBack(ctx, base.version, good.version); err != nil {
-			l.lose()
+			if ctx.Err() == nil {
+				l.lose()
+			}
 			return left, err
 		}
 	}
