@@ -212,7 +212,8 @@ func (s *Server) proven(id string, ev Evidence, at, now time.Time) error {
 		p.TPM = &TPM{Maker: clean(ev.TPM.Maker), Model: clean(ev.TPM.Model), Issuer: clean(ev.TPM.Issuer), Key: ev.TPM.Key}
 	}
 	switch old := h.Proof; {
-	case old == nil || old.Key == "":
+	// A key that was believed at sight, before the makers were known, is worth no more than none.
+	case old == nil || old.Key == "" || s.opt.Endorser != nil && old.TPM == nil && old.By == "":
 		if s.opt.Endorser != nil && p.TPM == nil {
 			return &otherKey{key: ev.Key, why: ev.Unendorsed}
 		}

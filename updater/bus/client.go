@@ -48,7 +48,11 @@ func (c Client) Do(ctx context.Context, o control.Command) (st updater.Status, e
 		if err := call(method, args...).Err; err != nil {
 			return err
 		}
-		return decode(call("GetStatus"), &st)
+		// The order is taken. A daemon that reads its configuration again, or reboots, may be gone by now.
+		if err := decode(call("GetStatus"), &st); err != nil {
+			st = updater.Status{}
+		}
+		return nil
 	})
 	return st, err
 }

@@ -49,6 +49,9 @@ func newGuard(c config.Config, h *omaha.HTTP, log *slog.Logger) (*guard, error) 
 	return &guard{Guard: g, conf: c, log: log, http: h}, nil
 }
 
+// tpmPatience is how long the start of the daemon waits for a TPM.
+const tpmPatience = 20 * time.Second
+
 // tpmWarnings says what the host's TPM cannot do and its configuration asks for. It does not change before the next boot.
 func tpmWarnings(c config.Config) []string {
 	var wants []string
@@ -61,10 +64,20 @@ func tpmWarnings(c config.Config) []string {
 	if len(wants) == 0 {
 		return nil
 	}
-	t, err := trust.OpenTPM(c.Trust.TPM)
-	if err == nil {
-		defer t.Close()
-		_, err = t.PCRs(trust.ProofPCRs)
+	answer := make(chan error, 1)
+	go func() {
+		t, err := trust.OpenTPM(c.Trust.TPM)
+		if err == nil {
+			_, err = t.PCRs(trust.ProofPCRs)
+			t.Close()
+		}
+		answer <- err
+	}()
+	var err error
+	select {
+	case err = <-answer:
+	case <-time.After(tpmPatience): // the daemon starts without it
+		return []string{fmt.Sprintf("%s: the TPM has not answered within %s", strings.Join(wants, " and "), tpmPatience)}
 	}
 	if errors.Is(err, trust.ErrNoBank) || errors.Is(err, trust.ErrNoTPM) && c.Trust.Proof != "" {
 		return []string{fmt.Sprintf("%s cannot work here: %v", strings.Join(wants, " and "), err)}

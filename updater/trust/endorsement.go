@@ -45,7 +45,7 @@ const (
 // Bounds of what is read from a TPM and believed to be one from a host.
 const (
 	maxCertificates = 4
-	maxChain        = 8
+	maxChain        = 4
 	maxCertificate  = 6 << 10
 )
 

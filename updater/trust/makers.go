@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/hmac"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -119,6 +120,9 @@ type endorsed struct {
 	key   crypto.PublicKey
 }
 
+// maxAuthority is the size of the largest RSA key, in bits, of an authority that a host may send.
+const maxAuthority = 4096
+
 // choose finds the first certificate that a known maker has given out.
 func (m *Makers) choose(e Endorsement) (endorsed, error) {
 	if len(e.Certificates) == 0 || len(e.Certificates) > maxCertificates || len(e.Chain) > maxChain {
@@ -126,9 +130,17 @@ func (m *Makers) choose(e Endorsement) (endorsed, error) {
 	}
 	between := m.between.Clone()
 	for _, der := range e.Chain {
-		if c, err := x509.ParseCertificate(der); err == nil && len(der) <= maxCertificate {
-			between.AddCert(c)
+		if len(der) > maxCertificate {
+			continue
 		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			continue
+		}
+		if key, ok := c.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxAuthority {
+			continue // whoever sends one wants to see the server count
+		}
+		between.AddCert(c)
 	}
 	var all []string
 	for i, der := range e.Certificates {
