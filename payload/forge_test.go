@@ -375,6 +375,32 @@ func TestInPlaceDelta(t *testing.T) {
 	}
 }
 
+// A manifest of major 1 that nobody has signed by itself is refused where that is asked for, before anything is believed of it.
+func TestSignedMetadata(t *testing.T) {
+	f := newForger(t)
+	p, m := inPlace(t)
+	data := f.payload(t, m, p.blobs)
+	manifest := 20 + binary.BigEndian.Uint64(data[12:])
+	digest := sha256.Sum256(data[:manifest])
+	sig, err := ecdsa.SignASN1(rand.Reader, f.key, digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		opt  payload.Options
+		want error
+	}{
+		"not asked for":   {payload.Options{Keys: f.keys}, nil},
+		"none":            {payload.Options{Keys: f.keys, SignedMetadata: true}, payload.ErrUnsigned},
+		"one beside it":   {payload.Options{Keys: f.keys, SignedMetadata: true, MetadataSignature: sig}, nil},
+		"one that is not": {payload.Options{Keys: f.keys, SignedMetadata: true, MetadataSignature: sig[:len(sig)-1]}, payload.ErrSignature},
+	} {
+		if _, err := payload.Open(t.Context(), &memory{data: data, limit: -1}, tt.opt); !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
+			t.Errorf("%s: %v, want %v", name, err, tt.want)
+		}
+	}
+}
+
 // TestAnyFlippedBitOfADelta flips bits of deltas of both majors. Whatever is hit, the apply must fail.
 func TestAnyFlippedBitOfADelta(t *testing.T) {
 	f := newForger(t)

@@ -43,6 +43,8 @@ type Options struct {
 	Product string
 	// MetadataSignature is a detached signature of the metadata (Omaha's MetadataSignatureRsa, decoded). Major 1 carries none of its own.
 	MetadataSignature []byte
+	// SignedMetadata refuses a payload of major 1 without such a signature, whose manifest only the signature at its end covers.
+	SignedMetadata bool
 }
 
 // Partition is one image in a payload. Major 1 knows no names: its slot's image is "usr", and the files of its install procedures are "kernel"
@@ -175,7 +177,7 @@ func open(ctx context.Context, src Source, opt Options) (*Payload, error) {
 			return nil, fmt.Errorf("the metadata's detached signature: %w", ErrSignature)
 		}
 		signers = []int{i}
-	case p.Major == 2 && metaSig == 0:
+	case p.Major == 2 && metaSig == 0, p.Major == 1 && opt.SignedMetadata:
 		return nil, fmt.Errorf("the metadata: %w", ErrUnsigned)
 	case p.Major == 2:
 		if signers, err = opt.Keys.verify(p.metaSig, p.ManifestSHA256); err != nil {

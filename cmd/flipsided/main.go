@@ -3,7 +3,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 	"os/signal"
 	"reflect"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -49,9 +52,9 @@ func main() {
 		defer stop()
 		err = run(ctx, *path, self("spawner"), log)
 	case "spawner":
-		err = spawn(func() *exec.Cmd { return self("writer") }, log)
+		err = spawn(*path, func() *exec.Cmd { return self("writer") }, log)
 	case "writer":
-		err = write(*path, log)
+		err = write(log)
 	default:
 		fmt.Fprintf(os.Stderr, "flipsided: there is no part %q\n", *part)
 		os.Exit(2)
@@ -146,22 +149,42 @@ const started = 5 * time.Second
 // errLost ends the agent: whoever supervises it starts both anew.
 var errLost = errors.New("the process that starts the writers has ended, and nothing can be written to the disk without it")
 
-// spawn is the process that is there to start writers.
-func spawn(command func() *exec.Cmd, log *slog.Logger) error {
+// spawn is the process that is there to start writers. A file that cannot be used must not keep a good release from being confirmed: writers are given the last
+// configuration that could.
+func spawn(path string, command func() *exec.Cmd, log *slog.Logger) error {
 	conn, err := writer.Inherited()
 	if err != nil {
 		return err
 	}
+	var last []byte
+	read := func() {
+		c, err := config.Load(path)
+		if err == nil {
+			last, err = json.Marshal(c)
+		}
+		if err != nil {
+			log.Error("the configuration cannot be used; what writes to the disk keeps the last one that could", "error", err)
+		}
+	}
+	read()
 	lean()
-	return writer.Spawn(conn, command, log)
+	return writer.Spawn(conn, func() *exec.Cmd {
+		read()
+		cmd := command()
+		cmd.Stdin = bytes.NewReader(last)
+		return cmd
+	}, log)
 }
 
-// write is a writer.
-func write(path string, log *slog.Logger) error {
+// write is a writer. The spawner writes its configuration to its standard input.
+func write(log *slog.Logger) error {
 	debug.SetMemoryLimit(48 << 20)
 	conn, err := writer.Inherited()
 	if err != nil {
 		return err
 	}
-	return writer.Serve(context.Background(), conn, func() (config.Config, error) { return config.Load(path) }, log)
+	return writer.Serve(context.Background(), conn, sync.OnceValues(func() (c config.Config, err error) {
+		err = json.NewDecoder(os.Stdin).Decode(&c)
+		return c, err
+	}), log)
 }

@@ -206,6 +206,7 @@ type Trust struct {
 	Product     string   `toml:"product"`     // only payloads that are signed as being for this product; "": any
 	Signatures  int      `toml:"signatures"`  // by different keys, that a payload needs
 	Development bool     `toml:"development"` // development keys count
+	Manifests   bool     `toml:"manifests"`   // only payloads whose manifest is signed by itself: not those of major 1 for which the server sends no signature of it
 	Unlock      string   `toml:"unlock"`      // program that lets the next boot's secrets open, and says if they will not: then the slot is not armed; "": none
 	Proof       string   `toml:"proof"`       // URL of the release server (…/v1/proof) that gets a TPM quote of every boot that is good; "": none
 	Endorsement string   `toml:"endorsement"` // file with the certificate of the TPM's endorsement key, PEM or DER, where the TPM does not hold it itself; "": none
@@ -250,6 +251,9 @@ func (d Duration) String() string {
 	return s
 }
 
+// MarshalText is String.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
 // Bytes is a number of bytes that is written as 16MiB, 500KiB or 1GiB, or as a plain number.
 type Bytes int64
 
@@ -278,6 +282,9 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	*b = Bytes(n << shift)
 	return nil
 }
+
+// MarshalText is String.
+func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
 
 // Default is the configuration of a host in the field. Server and Keys have no default.
 func Default() Config {

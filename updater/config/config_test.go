@@ -1,6 +1,9 @@
 package config
 
 import (
+	"encoding/json"
+	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -41,5 +44,58 @@ func TestParseRefuses(t *testing.T) {
 				t.Errorf("error = %v, want one with %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// A configuration crosses from one process of the daemon to another as JSON: nothing of it may be lost.
+func TestThroughJSON(t *testing.T) {
+	var fill func(v reflect.Value, n *int64)
+	fill = func(v reflect.Value, n *int64) {
+		*n++
+		switch v.Kind() {
+		case reflect.Struct:
+			for i := range v.NumField() {
+				fill(v.Field(i), n)
+			}
+		case reflect.Slice:
+			v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+			for i := range v.Len() {
+				fill(v.Index(i), n)
+			}
+		case reflect.Map:
+			k, e := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+			fill(k, n)
+			fill(e, n)
+			v.Set(reflect.MakeMap(v.Type()))
+			v.SetMapIndex(k, e)
+		case reflect.Pointer:
+			v.Set(reflect.New(v.Type().Elem()))
+			fill(v.Elem(), n)
+		case reflect.String:
+			v.SetString(fmt.Sprintf("text %d", *n))
+		case reflect.Bool:
+			v.SetBool(true)
+		case reflect.Int, reflect.Int64:
+			v.SetInt(*n * 1_000_003)
+		case reflect.Uint8:
+			v.SetUint(uint64(*n % 200))
+		case reflect.Float64:
+			v.SetFloat(float64(*n) / 3)
+		default:
+			t.Fatalf("a field of kind %s", v.Kind())
+		}
+	}
+	var c Config
+	var n int64
+	fill(reflect.ValueOf(&c).Elem(), &n)
+	for _, c := range []Config{c, Default(), {}} {
+		data, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back Config
+		if err := json.Unmarshal(data, &back); err != nil || !reflect.DeepEqual(c, back) {
+			t.Errorf("%v\n%+v\n%+v", err, c, back)
+		}
 	}
 }

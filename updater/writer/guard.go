@@ -84,7 +84,7 @@ func (g *Guard) Options() (payload.Options, error) {
 	if _, err := g.pcrKeys(); err != nil {
 		return payload.Options{}, err
 	}
-	return payload.Options{Keys: keys.Ring(), MinTimestamp: level.Number, Product: g.conf.Trust.Product}, nil
+	return payload.Options{Keys: keys.Ring(), MinTimestamp: level.Number, Product: g.conf.Trust.Product, SignedMetadata: g.conf.Trust.Manifests}, nil
 }
 
 // Admits refuses to go back to a release below the floor, or to one of which nobody knows whether it is.

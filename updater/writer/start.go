@@ -83,7 +83,7 @@ func (s *Spawner) Lost() <-chan struct{} { return s.lost }
 func (s *Spawner) Start(context.Context) (*Client, error) {
 	near, far, err := Pair()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	defer far.Close()
 	s.mu.Lock()
