@@ -117,12 +117,12 @@ func (s *session) do(ctx context.Context, f frame) error {
 		}
 		return nil
 	case aCall:
-		if ctx.Err() != nil {
-			return nil // whoever asked is gone: what was read before that is not carried out any more
-		}
 		var c call
 		if err := decode(f.body, &c); err != nil {
 			return err
+		}
+		if ctx.Err() != nil {
+			return nil // whoever asked is gone: what was read before that is not carried out any more
 		}
 		return s.call(ctx, f.id, c)
 	}
