@@ -180,7 +180,7 @@ func (d *Disk) writeCopy(writes []write) error {
 		if err := d.flush(); err != nil {
 			return err
 		}
-		back := aligned(len(w.data))
+		back := Buffer(len(w.data))
 		if _, err := readMedium(d.dev, back, w.off); err != nil {
 			return fmt.Errorf("reading back %d bytes at byte %d of the disk: %w", len(back), w.off, err)
 		}
@@ -256,7 +256,7 @@ func (d *Disk) repairs(ts tables, good *table) ([]write, error) {
 			}
 		}
 	}
-	bad := &table{header: bytes.Clone(good.header), headerOff: int64(header * ss), entryOff: int64(entries * ss), array: aligned(len(good.array))}
+	bad := &table{header: bytes.Clone(good.header), headerOff: int64(header * ss), entryOff: int64(entries * ss), array: Buffer(len(good.array))}
 	if _, err := readMedium(d.dev, bad.array, bad.entryOff); err != nil {
 		// A sector that cannot be read may be one that can be written: then all of it is.
 		for i, b := range good.entries {

@@ -65,7 +65,7 @@ func (d *file) ReadMedium(p []byte, off int64) (int, error) {
 	if d.direct != nil && off%4096 == 0 && len(p) >= 4096 {
 		buf := p
 		if int64(len(p))%4096 != 0 || !isAligned(p) {
-			buf = aligned((len(p) + 4095) / 4096 * 4096)
+			buf = Buffer((len(p) + 4095) / 4096 * 4096)
 		}
 		n, err := d.direct.ReadAt(buf, off)
 		if n >= len(p) {

@@ -84,7 +84,7 @@ func readTable(d Device, lba uint64) *table {
 		return t
 	}
 	t.entryOff = int64(first) * ss
-	t.array = aligned(int(int64(sectors) * ss))
+	t.array = Buffer(int(int64(sectors) * ss))
 	t.entries = t.array[:n]
 	if _, err := readMedium(d, t.array, t.entryOff); err != nil {
 		t.err = fmt.Errorf("reading the entries at sector %d: %w", first, err)

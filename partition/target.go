@@ -9,6 +9,8 @@ import (
 	"io"
 	"sync"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // Begin makes a slot unbootable, durably, and then gives write access to it. The running slot is refused, and so is every other one
@@ -87,6 +89,7 @@ type Target struct {
 	settling sync.Mutex // one reads back at a time, and who writes behind it need not wait
 	settled  int64      // bytes from the beginning that are final, flushed, read back and hashed
 	hash     hash.Hash  // of them
+	reader   reader
 
 	mu      sync.Mutex
 	final   int64 // bytes from the beginning that are not written to any more: what is settled, and what is being settled
@@ -217,27 +220,63 @@ func (t *Target) settle(ctx context.Context, upto int64) (err error) {
 
 // readBack hashes bytes of the slot as they are on the medium, and says how far it came.
 func (t *Target) readBack(ctx context.Context, h io.Writer, off, upto int64) (int64, error) {
-	return hashMedium(ctx, t.disk.dev, t.slot, h, off, upto)
+	return t.reader.hash(ctx, t.disk.dev, t.slot, h, off, upto)
 }
 
 func hashMedium(ctx context.Context, dev Device, s Slot, h io.Writer, off, upto int64) (int64, error) {
-	buf := aligned(int(min(1<<20, max(upto-off, 1))))
-	for off < upto {
+	return new(reader).hash(ctx, dev, s, h, off, upto)
+}
+
+// reader reads slots back. It keeps its buffers, and hashes what is in one while the medium fills the other.
+type reader struct{ bufs [2][]byte }
+
+// hash hashes bytes of a slot as they are on the medium, and says how far it came.
+func (r *reader) hash(ctx context.Context, dev Device, s Slot, h io.Writer, off, upto int64) (int64, error) {
+	if off >= upto {
+		return off, nil
+	}
+	for i := range r.bufs {
+		if size := min(hugePage, upto-off); int64(len(r.bufs[i])) < size {
+			r.bufs[i] = Buffer(int(size))
+		}
+	}
+	type piece struct {
+		data []byte
+		err  error
+	}
+	read := func(i int, from int64) <-chan piece {
+		c := make(chan piece, 1)
+		p := r.bufs[i][:min(int64(len(r.bufs[i])), upto-from)]
+		go func() {
+			n, err := readMedium(dev, p, s.Start+from)
+			if n != len(p) && err == nil {
+				err = io.ErrUnexpectedEOF
+			}
+			if n == len(p) {
+				err = nil
+			}
+			c <- piece{p, err}
+		}()
+		return c
+	}
+	next := read(0, off)
+	for i := 1; ; i ^= 1 {
+		p := <-next
+		if p.err != nil {
+			return off, fmt.Errorf("reading back slot %s at byte %d: %w", s.Label, off, p.err)
+		}
 		if err := ctx.Err(); err != nil {
 			return off, err
 		}
-		p := buf[:min(int64(len(buf)), upto-off)]
-		n, err := readMedium(dev, p, s.Start+off)
-		if n != len(p) {
-			if err == nil {
-				err = io.ErrUnexpectedEOF
-			}
-			return off, fmt.Errorf("reading back slot %s at byte %d: %w", s.Label, off, err)
+		to := off + int64(len(p.data))
+		if to < upto {
+			next = read(i, to)
 		}
-		h.Write(p)
-		off += int64(n)
+		h.Write(p.data)
+		if off = to; off == upto {
+			return off, nil
+		}
 	}
-	return off, nil
 }
 
 // Verified is the proof that a slot holds, on the medium, exactly what it should. Only Verify makes one.
@@ -542,12 +581,22 @@ func (d *Disk) set(label string, change func(*Slot) error) error {
 	})
 }
 
-// aligned returns a buffer that O_DIRECT accepts.
-func aligned(n int) []byte {
-	const align = 4096
+const hugePage = 2 << 20
+
+// Buffer returns n bytes to write from, and to read into, around the page cache: they begin where O_DIRECT wants it. From 2 MiB on they are of huge
+// pages where the kernel has some, so that a device is asked for megabytes at once instead of for each run of scattered 4 KiB pages.
+func Buffer(n int) []byte {
+	align := 4096
+	if n >= hugePage {
+		align = hugePage
+	}
 	b := make([]byte, n+align)
-	off := align - int(uintptr(unsafe.Pointer(&b[0]))%align)
-	return b[off : off+n]
+	off := -int(uintptr(unsafe.Pointer(&b[0]))) & (align - 1)
+	b = b[off : off+n : off+n]
+	if align == hugePage {
+		unix.Madvise(b[:n&^(hugePage-1)], unix.MADV_HUGEPAGE) // advice: without it they are small pages
+	}
+	return b
 }
 
 func isAligned(p []byte) bool { return uintptr(unsafe.Pointer(&p[0]))%4096 == 0 }

@@ -12,7 +12,7 @@ import (
 
 // decoder turns the data of one operation at a time into what it writes. It keeps its buffers.
 type decoder struct {
-	out   []byte
+	out   pages
 	bzip2 unbzip2.Decoder
 	xz    *unxz.Decoder
 	zstd  *zstd.Decoder
@@ -22,20 +22,16 @@ type decoder struct {
 const maxWindow = 64 << 20
 
 // buffer returns a buffer of n bytes, which the next call gives again.
-func (d *decoder) buffer(n int64) []byte {
-	if int64(cap(d.out)) < n {
-		d.out = make([]byte, n)
-	}
-	return d.out[:n]
-}
+func (d *decoder) buffer(n int64) []byte { return d.out.room(n) }
 
 func (d *decoder) trim() {
-	if cap(d.out) > keepBuffer {
-		d.out = nil
+	if cap(d.out.buf) > keepBuffer {
+		d.out.free()
 	}
 }
 
 func (d *decoder) close() {
+	d.out.free()
 	if d.zstd != nil {
 		d.zstd.Close()
 	}

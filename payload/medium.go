@@ -24,7 +24,7 @@ type FileTarget struct {
 	around atomic.Bool // large writes go around the page cache
 
 	mu      sync.Mutex // of what follows, which only reading back uses
-	buf     []byte
+	bufs    [2]pages
 	settled int64
 	hash    hash.Hash
 }
@@ -42,6 +42,11 @@ func NewFileTarget(f *os.File) *FileTarget {
 
 // Close lets go of what reading back needs; the file stays open.
 func (t *FileTarget) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.bufs {
+		t.bufs[i].free()
+	}
 	if t.direct == nil {
 		return nil
 	}
@@ -99,33 +104,55 @@ func (t *FileTarget) Verify(ctx context.Context, size int64, want [32]byte) erro
 	return nil
 }
 
-// readBack hashes what is on the medium from settled to upto. The caller holds the lock and has flushed.
+// readBack hashes what is on the medium from settled to upto, and reads the next piece meanwhile. The caller holds the lock and has flushed.
 func (t *FileTarget) readBack(ctx context.Context, upto int64) error {
-	if t.buf == nil {
-		t.buf = aligned(copyBuffer)
+	type piece struct {
+		data []byte
+		err  error
 	}
-	for t.settled < upto {
+	// Direct reads begin and end at blocks; what is read beyond upto, or was settled before, is left out.
+	read := func(i int, from int64) <-chan piece {
+		c := make(chan piece, 1)
+		buf := t.bufs[i].room(hugePage)
+		go func() {
+			begin := from &^ (blockSize - 1)
+			skip := from - begin
+			n, err := t.readAt(buf, begin)
+			if err == io.EOF {
+				err = nil
+			}
+			if err == nil && int64(n) <= skip {
+				err = io.ErrUnexpectedEOF
+			}
+			if err != nil {
+				c <- piece{nil, err}
+				return
+			}
+			c <- piece{buf[skip:min(int64(n), upto-begin)], nil}
+		}()
+		return c
+	}
+	if t.settled >= upto {
+		return nil
+	}
+	next := read(0, t.settled)
+	for i := 1; ; i ^= 1 {
+		p := <-next
+		if p.err != nil {
+			return fmt.Errorf("reading %s back at byte %d: %w", t.f.Name(), t.settled, p.err)
+		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		// Direct reads begin and end at blocks; what is read beyond upto, or was settled before, is left out.
-		begin := t.settled &^ (blockSize - 1)
-		skip := t.settled - begin
-		n, err := t.readAt(t.buf, begin)
-		if err == io.EOF {
-			err = nil
+		to := t.settled + int64(len(p.data))
+		if to < upto {
+			next = read(i, to)
 		}
-		if err == nil && int64(n) <= skip {
-			err = io.ErrUnexpectedEOF
+		t.hash.Write(p.data)
+		if t.settled = to; to >= upto {
+			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("reading %s back at byte %d: %w", t.f.Name(), t.settled, err)
-		}
-		got := t.buf[skip:min(int64(n), upto-begin)]
-		t.hash.Write(got)
-		t.settled += int64(len(got))
 	}
-	return nil
 }
 
 func (t *FileTarget) readAt(p []byte, off int64) (int, error) {
@@ -141,11 +168,34 @@ func (t *FileTarget) readAt(p []byte, off int64) (int, error) {
 	return t.f.ReadAt(p, off)
 }
 
-// aligned returns a buffer that begins where direct reads need it to.
-func aligned(n int) []byte {
-	buf := make([]byte, n+blockSize)
-	skip := -int(uintptr(unsafe.Pointer(&buf[0]))) & (blockSize - 1)
-	return buf[skip : skip+n : skip+n]
+// pages is memory for large reads and writes that go around the page cache, outside of the heap and of huge pages where the kernel has some: a
+// device is then asked for megabytes at once, where 4 KiB pages that are scattered make several requests of it. The zero value is ready.
+type pages struct{ all, buf []byte }
+
+// room returns n bytes, which the next call may give again.
+func (m *pages) room(n int64) []byte {
+	if int64(len(m.buf)) < n {
+		m.free()
+		size := int((n + hugePage - 1) &^ (hugePage - 1))
+		all, err := unix.Mmap(-1, 0, size+hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+		if err != nil {
+			return make([]byte, n) // a limit on address space, as likely as not
+		}
+		skip := -int(uintptr(unsafe.Pointer(&all[0]))) & (hugePage - 1)
+		m.all, m.buf = all, all[skip:skip+size:skip+size]
+		unix.Madvise(m.buf, unix.MADV_HUGEPAGE) // advice: without it the pages are small ones
+	}
+	return m.buf[:n:n]
 }
+
+// free gives the memory back. Nobody may use what room returned any more.
+func (m *pages) free() {
+	if m.all != nil {
+		unix.Munmap(m.all)
+	}
+	*m = pages{}
+}
+
+const hugePage = 2 << 20
 
 func isAligned(p []byte) bool { return uintptr(unsafe.Pointer(&p[0]))%blockSize == 0 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/updater/config"
 )
 
@@ -92,7 +93,7 @@ func (s *session) read(ctx context.Context, free <-chan []byte, frames chan<- fr
 		}
 		buf := <-free
 		if uint32(cap(buf)) < h.size {
-			buf = make([]byte, h.size)
+			buf = partition.Buffer(int(h.size))
 		}
 		buf = buf[:h.size]
 		if _, err := io.ReadFull(s.conn, buf); err != nil {
