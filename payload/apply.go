@@ -71,14 +71,14 @@ type ApplyOptions struct {
 	Progress func(Progress)
 	// ExpectedSHA256 is that of the whole file, as the server announced it; nil if unknown.
 	ExpectedSHA256 *[32]byte
-	Workers        int // 0: one for each processor, eight at most, or five where data is compressed with bzip2 or there are patches
+	Workers        int // 0: one for each processor, eight at most, or four where data is compressed with bzip2 or there are patches
 	Trace          *Trace
 }
 
 // Bounds of the memory for the decoders' tables on large machines. Those of bzip2, which patches may hold as well, are large.
 const (
 	maxWorkers      = 8
-	maxBzip2Workers = 5
+	maxBzip2Workers = 4
 )
 
 // memoryBudget is how many bytes of data, old blocks and images may be in memory at a time. An operation that takes more is carried out alone.
