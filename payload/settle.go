@@ -24,6 +24,9 @@ type settling struct {
 	goal   []int64
 	ended  bool
 	signal chan struct{}
+
+	under int    // calls of Settle under way
+	idle  func() // ends the measurement that began with the first of them
 }
 
 func newSettling(parts []Partition, targets map[string]Target) *settling {
@@ -82,6 +85,22 @@ func (s *settling) wake() {
 	}
 }
 
+// busy measures the time in which anything is flushed and read back: one call waits for the other, and that counts once. It returns what ends a call.
+func (s *settling) busy(trace *Trace) func() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.under++; s.under == 1 {
+		s.idle = trace.time(TraceVerify)
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.under--; s.under == 0 {
+			s.idle()
+		}
+	}
+}
+
 // run settles what is final, until stop is called. What is left then is for the one who verifies.
 func (s *settling) run(ctx context.Context, trace *Trace) error {
 	g, ctx := errgroup.WithContext(ctx)
@@ -107,7 +126,7 @@ func (s *settling) run(ctx context.Context, trace *Trace) error {
 			upto := goals[i]
 			settled[i] = upto
 			g.Go(func() error {
-				defer trace.time(TraceVerify)()
+				defer s.busy(trace)()
 				if err := t.Settle(upto); err != nil {
 					return fmt.Errorf("%w: %w", ErrTarget, err)
 				}

@@ -11,8 +11,8 @@ const (
 	TraceSource = "read the old image"
 	TraceHash   = "hash"
 	TraceWrite  = "write"
-	TraceFlush  = "flush"
-	TraceVerify = "read back"
+	TraceFlush  = "flush for checkpoints"
+	TraceVerify = "flush and read back"
 )
 
 // Trace sums up where the time of an Apply goes, over all its goroutines: with several of them the sum is more than the time that passes. Its zero
