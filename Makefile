@@ -12,7 +12,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME  ?= 4s
 
 # What a bare Debian 12 machine lacks. Installed by "make deps" when root runs it; only named otherwise.
-DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm squashfs-tools bsdiff openssl chromium fonts-dejavu-core
+DEB_PACKAGES := ca-certificates git gcc libc6-dev e2fsprogs gdisk cgpt fdisk dbus strace swtpm swtpm-tools systemd libtss2-esys-3.0.2-0 libtss2-rc0 libtss2-tcti-swtpm0 cryptsetup-bin systemd-boot-efi squashfs-tools bsdiff openssl chromium fonts-dejavu-core
 
 .PHONY: vm vm-images vm-soak vm-short vm-test help build demo test test-go test-race vet lint staticcheck fmt-check fuzz bench bench-lock bench-omaha screenshots bench-delta bench-payload simulate cluster powercut install clean deps peers toolchain
 
