@@ -187,26 +187,32 @@ func (s *Server) measured(h *Host) {
 	s.touchRollout(h.Channel)
 }
 
-// remeasure looks at all hosts again when somebody has said anew what releases must measure. Server.mu is held.
+// remeasure looks at all hosts of a channel again when somebody has said anew what its release must measure, also while no server ran. Server.mu is held.
 func (s *Server) remeasure(c *catalog) {
 	if s.measuredBy == c {
 		return
 	}
-	old := s.measuredBy
 	s.measuredBy = c
-	same := func(a, b Release) bool { return maps.EqualFunc(a.PCRs, b.PCRs, slices.Equal) }
-	if old == nil || maps.EqualFunc(old.releases, c.releases, same) {
-		return // at the start, what was counted is in the rollouts
-	}
+	anew := map[string]*rollout{}
 	for name, ch := range c.channels {
-		if s.rollouts[name] != nil {
-			s.of(name, ch) // one that was resumed counts from zero
+		if s.rollouts[name] == nil {
+			continue
+		}
+		r := s.of(name, ch) // one that was resumed counts from zero
+		if want := c.releases[r.Version].PCRs; !maps.EqualFunc(want, r.Measured, slices.Equal) {
+			r.Measured, anew[name] = want, r
+			s.touchRollout(name)
 		}
 	}
-	for _, h := range s.hosts {
-		s.measured(h)
+	if len(anew) == 0 {
+		return
 	}
-	for name, r := range s.rollouts {
+	for _, h := range s.hosts {
+		if anew[h.Channel] != nil {
+			s.measured(h)
+		}
+	}
+	for name, r := range anew {
 		s.stop(name, r)
 	}
 }

@@ -152,6 +152,59 @@ func TestMeasuredBoots(t *testing.T) {
 	}
 }
 
+// What is said while no server runs counts from its start on, before any host proves anything; what was said before is not counted again after a rollout was resumed.
+func TestMeasuredWhileDown(t *testing.T) {
+	l := newLab(t)
+	l.opt.Prover = func(string, []byte, []byte) (Evidence, error) { return Evidence{}, errors.New("not asked") }
+	l.publishVersion("1.1.0", 1)
+	l.change(func(c *Channel) { c.StopDiffers = 2 })
+	for i := range 3 {
+		c := l.client(i, "1.1.0")
+		l.check(c)
+		if code := l.proves(c.MachineID, Evidence{Version: "1.1.0", Key: fmt.Sprintf("sha256:%064x", i), PCRs: map[string]string{"11": pcr(fmt.Sprint(i))}}); code != http.StatusNoContent {
+			t.Fatalf("host %d: status %d", i, code)
+		}
+	}
+	restart := func(edit func(p *Publisher) error) string {
+		t.Helper()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l.clock.Add(time.Hour)
+		p := &Publisher{Dir: l.dir, Now: l.clock.Now}
+		if err := edit(p); err != nil {
+			t.Fatal(err)
+		}
+		l.start()
+		c, err := p.Channel("stable")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Halted()
+	}
+	says := func(values ...string) func(p *Publisher) error {
+		return func(p *Publisher) error {
+			_, err := p.Measure("1.1.0", func(PCRs) (PCRs, error) { return PCRs{"11": values}, nil })
+			return err
+		}
+	}
+	resume := func(p *Publisher) error { _, err := p.Pause("stable", false); return err }
+	for i, step := range []struct {
+		edit func(p *Publisher) error
+		want string
+	}{
+		{says(pcr("0"), pcr("1")), ""}, // one of two that may differ
+		{says(pcr("0")), "stopped: 2 boots of 1.1.0 measured something else than the release"},
+		{resume, ""},
+		{says(pcr("0")), ""}, // nothing new
+		{says(pcr("9")), "stopped: 3 boots of 1.1.0 measured something else than the release"},
+	} {
+		if got := restart(step.edit); got != step.want {
+			t.Errorf("step %d: halted %q, want %q", i, got, step.want)
+		}
+	}
+}
+
 // What is said of a release's PCRs is checked, also when a hand has written it; a file with a mistake keeps what was said before.
 func TestMeasureIsChecked(t *testing.T) {
 	l := newLab(t)

@@ -17,6 +17,7 @@ type rollout struct {
 	Failures map[string]bool `json:"failures,omitempty"` // hosts whose failure speaks against the release
 	Timeouts map[string]bool `json:"timeouts,omitempty"` // hosts that were not heard of in time
 	Differs  map[string]bool `json:"differs,omitempty"`  // hosts whose boot measured something else than the release
+	Measured PCRs            `json:"measured,omitempty"` // what the release was said to measure when all hosts were last looked at
 	Done     int             `json:"done,omitempty"`     // hosts that came up with it
 	Stopped  bool            `json:"stopped,omitempty"`  // it was stopped when last looked at
 
@@ -41,6 +42,9 @@ func (s *Server) of(channel string, ch Channel) *rollout {
 		s.rollouts[channel] = r
 	}
 	stopped := ch.Stopped != ""
+	if r.Version != ch.Version {
+		r.Measured = s.catalog.Load().releases[ch.Version].PCRs
+	}
 	if r.Version != ch.Version || (r.Stopped && !stopped) {
 		r.Version, r.Done = ch.Version, 0
 		clear(r.Failures)

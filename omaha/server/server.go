@@ -124,6 +124,9 @@ func New(dir string, opt Options) (*Server, error) {
 	s.metrics = newMetrics(s)
 	s.dashboard()
 	s.proofs()
+	s.mu.Lock()
+	s.remeasure(s.catalog.Load())
+	s.mu.Unlock()
 	return s, nil
 }
 
