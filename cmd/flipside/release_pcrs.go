@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -151,14 +154,17 @@ func readPCRs(name string, r io.Reader) (server.PCRs, error) {
 		}
 		what, value, ok := strings.Cut(strings.Fields(text)[0], "=")
 		number, hash, ok2 := strings.Cut(what, ":")
-		var pcr int
-		if _, err := fmt.Sscanf(number, "%d", &pcr); !ok || !ok2 || err != nil {
+		if !ok || !ok2 {
 			return nil, fmt.Errorf("%s: line %d is not like 11:sha256=0123…", name, n)
 		}
-		if hash == "sha256" {
-			key := fmt.Sprintf("%02d", pcr)
-			p[key] = append(p[key], value)
+		if hash != "sha256" {
+			continue
 		}
+		key, value, err := onePCR(number, value)
+		if err != nil {
+			return nil, fmt.Errorf("%s: line %d is not like 11:sha256=0123…: %w", name, n, err)
+		}
+		p[key] = append(p[key], value)
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -169,28 +175,59 @@ func readPCRs(name string, r io.Reader) (server.PCRs, error) {
 	return p, nil
 }
 
+// onePCR brings the number of a PCR and its value, as somebody else wrote them, into the form that a server keeps.
+func onePCR(number, value string) (string, string, error) {
+	n, err := strconv.ParseUint(number, 10, 8) // takes no sign and nothing that follows
+	if err != nil || n > 23 {
+		return "", "", fmt.Errorf("there is no PCR %q", omaha.Printable(number))
+	}
+	value = strings.TrimPrefix(strings.ToLower(value), "0x")
+	if raw, err := hex.DecodeString(value); err != nil || len(raw) != sha256.Size {
+		return "", "", fmt.Errorf("PCR %d: %q is not a SHA-256 value of 64 hexadecimal digits", n, omaha.Printable(value))
+	}
+	return fmt.Sprintf("%02d", n), value, nil
+}
+
+const (
+	askTime   = 30 * time.Second
+	maxDetail = 4 << 20 // of what a server says about one host; it keeps a bounded number of events
+)
+
 // hostPCRs asks a server what a host has proven of its boot of a release.
 func hostPCRs(ctx context.Context, address, id, version string) (server.PCRs, error) {
 	fail := func(err error) (server.PCRs, error) {
 		return nil, fmt.Errorf("what host %q has proven: %w", id, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	// The client of the hosts themselves: bounded headers, nothing that unpacks, and no redirect to another server.
+	client, err := omaha.NewHTTP(omaha.HTTPOptions{Retries: -1})
+	if err != nil {
+		return fail(err)
+	}
+	defer client.CloseIdle()
+	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(address, "/")+"/v1/hosts/"+url.PathEscape(id), nil)
 	if err != nil {
 		return fail(err)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return fail(withHint(err, "is the server running? name it with --server"))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fail(fmt.Errorf("the server at %q answers %q", address, resp.Status))
+		return fail(fmt.Errorf("the server at %q answers %q", address, omaha.Printable(resp.Status)))
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDetail+1))
+	if err != nil {
+		return fail(fmt.Errorf("the answer of the server at %q breaks off: %w", address, err))
+	}
+	if len(body) > maxDetail {
+		return fail(fmt.Errorf("the server at %q answers with more than %d MiB", address, maxDetail>>20))
 	}
 	var d server.HostDetail
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(&d); err != nil {
-		return fail(err)
+	if err := json.Unmarshal(body, &d); err != nil {
+		return fail(fmt.Errorf("the answer of the server at %q: %w", address, err))
 	}
 	switch p := d.Host.Proof; {
 	case p == nil || p.At.IsZero():
@@ -202,7 +239,14 @@ func hostPCRs(ctx context.Context, address, id, version string) (server.PCRs, er
 	default:
 		out := server.PCRs{}
 		for n, v := range p.PCRs {
-			out[n] = []string{v}
+			key, value, err := onePCR(n, v)
+			if err != nil {
+				return fail(err)
+			}
+			if out[key] != nil {
+				return fail(fmt.Errorf("two values of PCR %s", key))
+			}
+			out[key] = []string{value}
 		}
 		return out, nil
 	}

@@ -30,8 +30,8 @@ func (p PCRs) check() (PCRs, error) {
 	out := PCRs{}
 	n := 0
 	for number, values := range p {
-		i, err := strconv.Atoi(number)
-		if err != nil || i < 0 || i > 23 {
+		i, err := strconv.ParseUint(number, 10, 8) // takes no sign
+		if err != nil || i > 23 {
 			return nil, fmt.Errorf("there is no PCR %q", clean(number))
 		}
 		key := fmt.Sprintf("%02d", i)

@@ -216,6 +216,7 @@ func TestMeasureIsChecked(t *testing.T) {
 	}{
 		"a PCR that does not exist": {"1.0.0", PCRs{"24": {pcr("a")}}, `no PCR "24"`},
 		"no PCR":                    {"1.0.0", PCRs{"x": {pcr("a")}}, `no PCR "x"`},
+		"a PCR with a sign":         {"1.0.0", PCRs{"+4": {pcr("a")}}, `no PCR "+4"`},
 		"a short value":             {"1.0.0", PCRs{"11": {"abcd"}}, "64 hexadecimal digits"},
 		"an unknown release":        {"9.0.0", PCRs{"11": {pcr("a")}}, "not known"},
 		"a path":                    {"../1.0.0", PCRs{"11": {pcr("a")}}, "three numbers"},
