@@ -47,6 +47,7 @@ const (
 	maxCertificates = 4
 	maxChain        = 4
 	maxCertificate  = 6 << 10
+	maxProblem      = 400
 )
 
 // Endorsement is what a host shows of its TPM's origin.
@@ -54,7 +55,7 @@ type Endorsement struct {
 	Certificates [][]byte `json:"certificates,omitempty"` // of endorsement keys, DER, as the TPM holds them
 	Chain        [][]byte `json:"chain,omitempty"`        // authorities between those and the maker's root
 	Answer       []byte   `json:"answer,omitempty"`       // to the server's challenge
-	Problem      string   `json:"problem,omitempty"`      // why there is no answer
+	Problem      string   `json:"problem,omitempty"`      // why there is no answer, or what could not be read
 }
 
 // EndorsementRequest asks a server for a challenge that only the TPM can answer which holds both the endorsement key and the attestation key.
@@ -78,7 +79,7 @@ const (
 )
 
 // Endorsement reads the certificates of the TPM's endorsement keys, for a server that wants to know whose TPM this is: those in a file, PEM or DER, if one is named, because not every
-// maker leaves them in the TPM, and those in the TPM. ErrNoEndorsement means that there are none.
+// maker leaves them in the TPM, and those in the TPM. One is enough: what keeps the others from being read is then the request's Problem. ErrNoEndorsement means that there are none.
 func (t *TPM) Endorsement(file string) (EndorsementRequest, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -87,10 +88,11 @@ func (t *TPM) Endorsement(file string) (EndorsementRequest, error) {
 		return EndorsementRequest{}, fmt.Errorf("the TPM's endorsement: %w", err)
 	}
 	r := EndorsementRequest{Schema: endorsementSchema, Key: tpm2.Marshal(k.area)}
+	var problems []error
 	if file != "" {
 		list, err := readCertificates(file)
 		if err != nil {
-			return r, fmt.Errorf("the TPM's endorsement: %w", err)
+			problems = append(problems, err)
 		}
 		for _, c := range list {
 			if c.IsCA {
@@ -100,25 +102,57 @@ func (t *TPM) Endorsement(file string) (EndorsementRequest, error) {
 			}
 		}
 	}
+	held := false // the TPM holds, or may hold, something in place of a certificate
 	for _, e := range endorsementKeys {
-		data, err := t.readWhole(e.index)
+		cert, err := t.endorsementCertificate(e.index)
 		if err != nil {
-			return r, err
-		}
-		if cert, _ := nextDER(data); cert != nil {
+			problems, held = append(problems, err), true
+		} else if cert != nil {
 			r.Certificates = append(r.Certificates, cert)
 		}
 	}
 	if len(r.Certificates) == 0 {
-		return r, fmt.Errorf("%w at NV index %#x or %#x", ErrNoEndorsement, uint32(endorsementKeys[0].index), uint32(endorsementKeys[1].index))
+		if !held {
+			problems = append(problems, fmt.Errorf("%w at NV index %#x or %#x", ErrNoEndorsement, uint32(endorsementKeys[0].index), uint32(endorsementKeys[1].index)))
+		}
+		return r, fmt.Errorf("the TPM's endorsement: %w", inOneLine(problems))
 	}
 	chain, err := t.chain()
-	if err != nil {
-		return r, err
+	if err != nil { // the server may know them
+		problems = append(problems, err)
 	}
 	r.Chain = append(r.Chain, chain...)
 	r.Certificates, r.Chain = r.Certificates[:min(len(r.Certificates), maxCertificates)], r.Chain[:min(len(r.Chain), maxChain)]
+	if err := inOneLine(problems); err != nil {
+		r.Problem = err.Error()
+		r.Problem = r.Problem[:min(len(r.Problem), maxProblem)]
+	}
 	return r, nil
+}
+
+// inOneLine joins errors; nil if there are none.
+func inOneLine(errs []error) (all error) {
+	for _, err := range errs {
+		if all == nil {
+			all = err
+		} else {
+			all = fmt.Errorf("%w; %w", all, err)
+		}
+	}
+	return all
+}
+
+// endorsementCertificate reads a certificate from an NV index; nil if the index is not there. ErrNoEndorsement means that it holds something else.
+func (t *TPM) endorsementCertificate(h tpm2.TPMHandle) ([]byte, error) {
+	data, err := t.readWhole(h)
+	if err != nil || data == nil {
+		return nil, err
+	}
+	cert, _ := nextDER(data)
+	if cert == nil {
+		return nil, fmt.Errorf("%w at NV index %#x, but %d other bytes", ErrNoEndorsement, uint32(h), len(data))
+	}
+	return cert, nil
 }
 
 // readWhole reads an NV index that anybody may read; nil if it is not there.
@@ -135,8 +169,11 @@ func (t *TPM) readWhole(h tpm2.TPMHandle) ([]byte, error) {
 	if err != nil {
 		return nil, explain(doing, err)
 	}
-	if !pub.Attributes.Written || pub.DataSize > maxCertificate {
+	if !pub.Attributes.Written {
 		return nil, nil
+	}
+	if pub.DataSize > maxCertificate {
+		return nil, fmt.Errorf("%s: it has %d bytes, at most %d are read", doing, pub.DataSize, maxCertificate)
 	}
 	const atOnce = 512 // what every TPM gives out in one answer
 	data := make([]byte, 0, pub.DataSize)

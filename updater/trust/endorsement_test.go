@@ -92,6 +92,75 @@ func keyed(t *testing.T) (*trusttest.Emulator, *TPM) {
 	return e, tpm
 }
 
+// What cannot be read hides nothing that can: an index whose reading has a password, one that holds something else, a file that is gone.
+func TestEndorsementWhereSomeCannotBeRead(t *testing.T) {
+	maker := trusttest.NewMaker(t, "Muster")
+	known := makers(t, maker.Dir(maker.Root(), maker.Between()))
+	e, tpm := keyed(t)
+	good := maker.Certify(e.EndorsementKey(trusttest.RSACertificate), nil)
+	gone := filepath.Join(t.TempDir(), "ek.pem")
+	shut := func(h tpm2.TPMHandle) {
+		t.Helper()
+		e.Store(uint32(h), []byte("what nobody sees"))
+		pub, err := tpm2.NVReadPublic{NVIndex: h}.Execute(tpm.t)
+		if err == nil {
+			err = tpm.undefine(h, index{name: pub.NVName}, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		attr := tpm2.TPMANV{NT: tpm2.TPMNTOrdinary, AuthRead: true, OwnerWrite: true, NoDA: true}
+		public := tpm2.New2B(tpm2.TPMSNVPublic{NVIndex: h, NameAlg: tpm2.TPMAlgSHA256, Attributes: attr, DataSize: 8})
+		if _, err := (tpm2.NVDefineSpace{AuthHandle: owner(nil), Auth: tpm2.TPM2BAuth{Buffer: []byte("secret")}, PublicInfo: public}).Execute(tpm.t); err != nil {
+			t.Fatal(err)
+		}
+		if pub, err = (tpm2.NVReadPublic{NVIndex: h}).Execute(tpm.t); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (tpm2.NVWrite{AuthHandle: owner(nil), NVIndex: tpm2.NamedHandle{Handle: h, Name: pub.NVName}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: make([]byte, 8)}}).Execute(tpm.t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		ecc  func()
+		says string
+	}{
+		{"a password", func() { shut(trusttest.ECCCertificate) }, "reading NV index 0x1c0000a"},
+		{"something else", func() { e.Store(trusttest.ECCCertificate, []byte("none")) }, "at NV index 0x1c0000a, but 4 other bytes"},
+	} {
+		tt.ecc()
+		e.Store(trusttest.RSACertificate, []byte("none either"))
+		r, err := tpm.Endorsement(gone)
+		if err == nil || len(r.Certificates) != 0 {
+			t.Fatalf("%s, and no other: %d certificates, %v", tt.name, len(r.Certificates), err)
+		}
+		for _, want := range []string{gone, tt.says, "at NV index 0x1c00002, but 11 other bytes"} {
+			if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s, and no other: %q does not say %q in one line", tt.name, err, want)
+			}
+		}
+		e.Store(trusttest.RSACertificate, good)
+		r, err = tpm.Endorsement(gone)
+		if err != nil || len(r.Certificates) != 1 || !bytes.Equal(r.Certificates[0], good) {
+			t.Fatalf("%s: %d certificates, %v", tt.name, len(r.Certificates), err)
+		}
+		for _, want := range []string{gone, tt.says} {
+			if !strings.Contains(r.Problem, want) {
+				t.Errorf("%s: %q does not say %q", tt.name, r.Problem, want)
+			}
+		}
+		if who, err := enrolFrom(t, tpm, known, gone); err != nil || who.Issuer == "" {
+			t.Errorf("%s: %+v, %v", tt.name, who, err)
+		}
+		// A server that knows another maker says what the host could not read, too.
+		stranger := trusttest.NewMaker(t, "Fremd")
+		if _, err := enrolFrom(t, tpm, makers(t, stranger.Dir(stranger.Root())), gone); !errors.Is(err, ErrUnknownMaker) || !strings.Contains(err.Error(), "the host says") {
+			t.Errorf("%s, and an unknown maker: %v", tt.name, err)
+		}
+	}
+}
+
 // A TPM of a known maker is known by its certificate, wherever the authorities between are, and stays the same one when its owner's keys are new.
 func TestEndorsement(t *testing.T) {
 	maker := trusttest.NewMaker(t, "Muster")

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -156,28 +157,35 @@ func TestFullTPMForKeys(t *testing.T) {
 	indices, keys := fill(t, tpm)
 	t.Logf("%d indices and %d keys", len(indices), len(keys))
 	key := rsaKey(t)
-	steps := map[string]func() error{
-		"the floor": func() error { return tpm.Provision(nil, day) },
-		"the keys":  func() error { return tpm.ProvisionKeys(nil) },
-		"a secret":  func() error { _, err := tpm.Seal(nil, &key.PublicKey, []byte("x")); return err },
+	type step struct {
+		what string
+		do   func() error
 	}
-	for what, step := range steps {
-		if err := step(); !errors.Is(err, ErrFull) {
-			t.Errorf("%s: %v", what, err)
+	steps := []step{
+		{"the floor", func() error { return tpm.Provision(nil, day) }},
+		{"the keys", func() error { return tpm.ProvisionKeys(nil) }},
+		{"a secret", func() error { _, err := tpm.Seal(nil, &key.PublicKey, []byte("x")); return err }},
+	}
+	for _, s := range steps {
+		if err := s.do(); !errors.Is(err, ErrFull) {
+			t.Errorf("%s: %v", s.what, err)
 		}
 	}
 	// Room comes back a little at a time: for half of the floor, and for one of two keys.
 	for len(steps) > 0 {
-		for what, step := range steps {
-			err := step()
+		steps = slices.DeleteFunc(steps, func(s step) bool {
+			err := s.do()
 			if err == nil {
-				delete(steps, what)
-			} else if !errors.Is(err, ErrFull) {
-				t.Fatalf("%s, with some room: %v", what, err)
-			} else if _, floor := tpm.Floor(); what == "the floor" && !errors.Is(floor, ErrNotPrepared) {
+				return true
+			}
+			if !errors.Is(err, ErrFull) {
+				t.Fatalf("%s, with some room: %v", s.what, err)
+			}
+			if _, floor := tpm.Floor(); s.what == "the floor" && !errors.Is(floor, ErrNotPrepared) {
 				t.Fatalf("half a floor counts: %v", floor)
 			}
-		}
+			return false
+		})
 		switch {
 		case len(indices) > 0:
 			h := indices[len(indices)-1]

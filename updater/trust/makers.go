@@ -226,6 +226,9 @@ func (m *Makers) Challenge(nonce, request []byte) ([]byte, error) {
 		return fail(err)
 	}
 	e, err := m.choose(r.Endorsement)
+	if err != nil && r.Problem != "" {
+		err = fmt.Errorf("%w; the host says %q", err, r.Problem[:min(len(r.Problem), maxProblem)])
+	}
 	if err != nil {
 		return fail(err)
 	}
