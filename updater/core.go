@@ -54,6 +54,7 @@ type Core struct {
 	checkDue     time.Time
 	gatesDue     time.Time
 	gatesAsked   time.Time
+	gatesAgain   time.Time // when the gates are due again once they have answered: something changed while they were asked
 	verdictDue   time.Time
 	deliverDue   time.Time
 	telling      bool
@@ -149,6 +150,7 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 		if c.gatesDue.Before(now) {
 			c.gatesDue = now
 		}
+		s.again()
 		s.wake()
 	case Checkpointed:
 		if u := c.State.Update; u != nil && c.State.Phase == Applying {
@@ -422,7 +424,7 @@ func (s *steps) wake() {
 	switch st.Phase {
 	case Armed:
 		if due(c.gatesDue) && st.Verdict == nil {
-			c.gatesAsked = s.now
+			c.gatesAsked, c.gatesAgain = s.now, time.Time{}
 			s.begin(AskGates{BeforeReboot, st.Update.Offer, c.waive})
 			return
 		}
@@ -444,6 +446,13 @@ func (s *steps) wake() {
 		c.checkDue = time.Time{}
 		s.begin(AskServer{OnDemand: c.onDemand, Unwedge: st.Unwedge, Whole: st.Whole})
 		c.onDemand = false
+	}
+}
+
+// again keeps the time at which the gates are due through an answer that is on its way, and to a question from before.
+func (s *steps) again() {
+	if s.c.busy && s.c.State.Phase == Armed {
+		s.c.gatesAgain = s.c.gatesDue
 	}
 }
 
@@ -696,6 +705,9 @@ func (s *steps) rebootGates(ev GatesAnswered) {
 			if a.Verdict != reboot.Go && a.Ask.After(s.now) && a.Ask.Before(c.gatesDue) {
 				c.gatesDue = a.Ask
 			}
+		}
+		if !c.gatesAgain.IsZero() {
+			c.gatesDue = c.gatesAgain
 		}
 		s.rebootWaits(ev.Answers)
 		s.wake()

@@ -165,6 +165,7 @@ func (s *steps) hurried(ev Hurried) {
 		s.note(Ordered, "%s wants the reboot now; only the semaphore is still asked", ev.By)
 	}
 	s.c.gatesDue = s.now
+	s.again()
 	s.wake()
 }
 

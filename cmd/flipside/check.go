@@ -92,6 +92,36 @@ func (a *app) do(ctx context.Context, c control.Command) (updater.Status, error)
 	return st, daemonError(err)
 }
 
+// follow is do for what takes its time: it gives the status after the order, and each that comes then, to yield until that returns false or the daemon ends, and returns
+// the last one. With one connection for both, what an order ends the daemon with is not missed.
+func (a *app) follow(ctx context.Context, c control.Command, yield func(updater.Status) bool) (st updater.Status, err error) {
+	socket, err := a.controlSocket()
+	if err != nil {
+		return st, err
+	}
+	more := false
+	look := func(now updater.Status) bool {
+		st = now
+		more = yield(now)
+		return more
+	}
+	err = daemonError(control.Follow(ctx, socket, c, look))
+	if errors.Is(err, control.ErrDenied) { // on the bus nobody can follow
+		if st, err = a.do(ctx, c); err == nil {
+			look(st)
+		}
+	}
+	if err == nil && more { // nor with an older daemon
+		if err = a.ask(ctx, "watch", look); errors.Is(err, control.ErrNotRunning) {
+			err = nil
+		}
+	}
+	if err == nil && more {
+		err = errors.New("flipsided ended before it had an answer")
+	}
+	return st, err
+}
+
 // mayAskBus says whether the daemon that the socket speaks for is worth asking on the bus. On the system's bus is the system's daemon, and no other that somebody has named.
 func (a *app) mayAskBus(err error) bool {
 	return errors.Is(err, control.ErrDenied) && (a.bus != "" || a.socket == "" && a.config == "")
@@ -105,22 +135,10 @@ func (a *app) busClient() bus.Client {
 // answered tells the daemon to do something that ends in a check, and waits until its answer, and that of the download gates, is in.
 func (a *app) answered(ctx context.Context, c control.Command) (updater.Status, error) {
 	asked := time.Now()
-	if _, err := a.do(ctx, c); err != nil {
-		return updater.Status{}, err
-	}
-	var st updater.Status
-	err := a.ask(ctx, "watch", func(now updater.Status) bool {
-		st = now
+	return a.follow(ctx, c, func(now updater.Status) bool {
 		// The answer is in when the check is done and the next one is planned; gates that are being asked leave the phase idle.
-		return st.LastCheck.Before(asked) || st.NextCheck.IsZero() || st.Asking
+		return now.LastCheck.Before(asked) || now.NextCheck.IsZero() || now.Asking
 	})
-	if err != nil {
-		return st, err
-	}
-	if st.LastCheck.Before(asked) {
-		return st, errors.New("flipsided stopped before it had an answer")
-	}
-	return st, nil
 }
 
 // outcome prints where the host stands after a check and chooses the exit status.

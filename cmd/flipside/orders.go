@@ -202,12 +202,8 @@ Exit status: 0 given up, 4 the other slot boots next, 3 there is nothing to go b
 			if err := a.confirm(yes, what); err != nil {
 				return err
 			}
-			if _, err = a.do(cmd.Context(), control.Command{Action: control.Rollback, BelowFloor: belowFloor}); err != nil {
-				return err
-			}
-			err = a.ask(cmd.Context(), "watch", func(now updater.Status) bool {
-				st = now
-				return st.Phase == updater.Applying && st.Update != nil && st.Update.Rollback != ""
+			st, err = a.follow(cmd.Context(), control.Command{Action: control.Rollback, BelowFloor: belowFloor}, func(now updater.Status) bool {
+				return now.Phase == updater.Applying && now.Update != nil && now.Update.Rollback != ""
 			})
 			if err != nil {
 				return err
@@ -283,15 +279,8 @@ Exit status: 0 the host reboots, 3 no release waits for a reboot, 5 a gate is ag
 					return err
 				}
 			}
-			st, err := a.do(cmd.Context(), c)
+			st, err := a.follow(cmd.Context(), c, func(now updater.Status) bool { return now.Asking })
 			if err != nil {
-				return err
-			}
-			err = a.ask(cmd.Context(), "watch", func(now updater.Status) bool {
-				st = now
-				return st.Asking
-			})
-			if err != nil && !errors.Is(err, control.ErrNotRunning) {
 				return err
 			}
 			if a.json {

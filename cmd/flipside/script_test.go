@@ -1,9 +1,9 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -11,10 +11,7 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"flipside": func() {
-			a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
-			os.Exit(a.run(context.Background(), os.Args[1:]))
-		},
+		"flipside": main,
 	})
 }
 
@@ -24,7 +21,12 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"image": makeImage, "flip": flipByte, "cut": cutFile, "exits": exits,
+			"image": makeImage, "flip": flipByte, "cut": cutFile, "exits": exits, "host": hostCommand,
+		},
+		Setup: func(e *testscript.Env) error {
+			e.Values[hostKey{}] = &scriptHost{dir: e.WorkDir, watches: map[string]*exec.Cmd{}}
+			e.Setenv("TZ", "UTC")
+			return nil
 		},
 	})
 }

@@ -30,6 +30,7 @@ type Request struct {
 	Method  string   `json:"method"`            // status, watch, plan or do
 	Channel string   `json:"channel,omitempty"` // of a plan
 	Do      *Command `json:"do,omitempty"`
+	Follow  bool     `json:"follow,omitempty"` // do: go on as watch does, from the status after the command on
 }
 
 // Reply is one line of an answer.
@@ -147,32 +148,7 @@ func serve(ctx context.Context, c *net.UnixConn, d Daemon) error {
 		st, _ := d.Status(ctx)
 		return send(Reply{Status: &st})
 	case "watch":
-		gone := make(chan struct{})
-		go func() { // a client that hangs up must not leave its watch behind
-			defer close(gone)
-			c.SetReadDeadline(time.Time{})
-			io.Copy(io.Discard, c)
-		}()
-		for {
-			st, changed := d.Status(ctx)
-			if err := send(Reply{Status: &st}); err != nil {
-				return err
-			}
-			select {
-			case <-changed:
-			case <-gone:
-				return nil
-			case <-ctx.Done():
-				return nil
-			}
-			select { // a fast download changes its progress more often than anyone can read
-			case <-time.After(100 * time.Millisecond):
-			case <-gone:
-				return nil
-			case <-ctx.Done():
-				return nil
-			}
-		}
+		return watch(ctx, c, d, send)
 	case "plan":
 		// The server is asked, which is not for everybody to make this host do.
 		if _, err := permitted(c); err != nil {
@@ -194,10 +170,50 @@ func serve(ctx context.Context, c *net.UnixConn, d Daemon) error {
 		if err := d.Do(ctx, fmt.Sprintf("user %d", uid), *req.Do); err != nil {
 			return send(failure(err))
 		}
+		if req.Follow {
+			return watch(ctx, c, d, send)
+		}
 		st, _ := d.Status(ctx)
 		return send(Reply{Status: &st})
 	}
 	return send(failure(fmt.Errorf("%w: unknown method %q", ErrBadCommand, req.Method)))
+}
+
+// watch sends a status for each change until the client hangs up or ctx is done.
+func watch(ctx context.Context, c *net.UnixConn, d Daemon, send func(Reply) error) error {
+	gone := make(chan struct{})
+	go func() { // a client that hangs up must not leave its watch behind
+		defer close(gone)
+		c.SetReadDeadline(time.Time{})
+		io.Copy(io.Discard, c)
+	}()
+	for {
+		st, changed := d.Status(ctx)
+		if err := send(Reply{Status: &st}); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-gone:
+		case <-ctx.Done():
+		}
+		select { // a fast download changes its progress more often than anyone can read
+		case <-time.After(100 * time.Millisecond):
+		case <-gone:
+		case <-ctx.Done():
+		}
+		select {
+		case <-ctx.Done(): // which looks as if the client had gone, too; what the daemon ends with, such as the reboot that somebody waits for, is still told
+			st, _ := d.Status(context.WithoutCancel(ctx))
+			return send(Reply{Status: &st})
+		default:
+		}
+		select {
+		case <-gone:
+			return nil
+		default:
+		}
+	}
 }
 
 // permitted returns who asks, or [ErrDenied] if that is neither root nor the daemon's own user.
@@ -239,6 +255,12 @@ func Call(ctx context.Context, path string, req Request, yield func(updater.Stat
 func Do(ctx context.Context, path string, c Command) (st updater.Status, err error) {
 	err = Call(ctx, path, Request{Method: "do", Do: &c}, func(s updater.Status) bool { st = s; return true })
 	return st, err
+}
+
+// Follow tells the daemon at path to do something and gives the status after it, and each that comes then, to yield, until that returns false, the daemon ends,
+// or ctx is done. A daemon that is older than this package gives only the first.
+func Follow(ctx context.Context, path string, c Command, yield func(updater.Status) bool) error {
+	return Call(ctx, path, Request{Method: "do", Do: &c, Follow: true}, yield)
 }
 
 // Plan asks the daemon at path what would happen with the offers of a channel.

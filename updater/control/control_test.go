@@ -127,6 +127,35 @@ func TestWatchTellsOfChanges(t *testing.T) {
 	}
 }
 
+// Who gives an order and follows it hears also what the daemon ends with: the order may be what ends it.
+func TestFollowTellsOfTheEnd(t *testing.T) {
+	d := &daemon{}
+	d.set("asking")
+	path := filepath.Join(t.TempDir(), "control.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, l, d, slog.New(slog.DiscardHandler)) }()
+	var last string
+	err = Follow(t.Context(), path, Command{Action: Reboot}, func(st updater.Status) bool {
+		if last == "" { // and before it has caught its breath
+			d.set("rebooting")
+			cancel()
+		}
+		last = st.Why
+		return true
+	})
+	if err != nil || last != "rebooting" {
+		t.Errorf("follow: %v; the last that was heard is %q", err, last)
+	}
+	if err := <-done; err != nil || len(d.did) != 1 {
+		t.Errorf("%v, and done was %+v", err, d.did)
+	}
+}
+
 func TestGarbageIsAnsweredAndDoesNoHarm(t *testing.T) {
 	path := serveTest(t, &daemon{})
 	for _, in := range []string{"not json\n", "[]\n", "\x00\n"} {
