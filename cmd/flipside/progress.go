@@ -67,7 +67,11 @@ func (p *progress) draw(now time.Time) {
 		}
 	}
 	if p.terminal {
-		fmt.Fprintf(p.w, "\r\033[K%s", b.String())
+		line := []rune(b.String())
+		if s := penOf(p.w); s.width > 0 && len(line) >= s.width { // a line that wraps cannot be drawn over
+			line = line[:s.width-1]
+		}
+		fmt.Fprintf(p.w, "\r\033[K%s", string(line))
 	} else {
 		fmt.Fprintln(p.w, b.String())
 	}

@@ -69,6 +69,9 @@ func (a *app) printError(err error, code int) {
 	if errors.As(err, &q) {
 		return
 	}
+	if code == exitInterrupt && errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
 	hints := hintsOf(err)
 	if a.json {
 		json.NewEncoder(a.stderr).Encode(struct {

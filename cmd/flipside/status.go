@@ -303,7 +303,10 @@ func yesNo(b bool) string {
 
 // when prints an instant as people say it.
 func when(t, now time.Time) string {
-	d := now.Sub(t)
+	d := now.Sub(t).Round(time.Second)
+	if d.Abs() >= time.Minute {
+		d = d.Round(time.Minute) // as the daemon rounds it where it says why
+	}
 	switch {
 	case d >= 0 && d < time.Minute:
 		return fmt.Sprintf("%ds ago", int(d.Seconds()))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +44,7 @@ func (a *app) watch(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			live.end()
-			return ctx.Err()
+			return quiet(exitInterrupt) // which is how a watch ends
 		case err != nil && !seen:
 			return err
 		}
@@ -56,7 +57,7 @@ func (a *app) watch(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return quiet(exitInterrupt)
 		case <-time.After(time.Second):
 		}
 	}
@@ -70,6 +71,9 @@ type liveLine struct {
 	phase updater.Phase
 	drawn bool
 	since time.Time // of the last plain progress line
+
+	room   int  // columns beside the bar
+	narrow bool // there is none for the rate
 }
 
 func (l *liveLine) show(st updater.Status) {
@@ -88,20 +92,69 @@ func (l *liveLine) show(st updater.Status) {
 		return
 	}
 	l.phase = st.Phase
-	right := fmt.Sprintf(" %3d %%  %s of %s  %s", p.Done*100/p.Total, formatBytes(p.Done), formatBytes(p.Total), rate(p))
-	cells := max(0, min(40, l.pen.width-len(text)-len(right)-12))
-	full := int(float64(cells) * float64(p.Done) / float64(p.Total))
-	bar := l.pen.paint(cyan, strings.Repeat("█", full)) + l.pen.paint(faint, strings.Repeat("░", cells-full))
-	fmt.Fprintf(l.app.stdout, "\r\x1b[K%s  %s %s%s", time.Now().Format(time.TimeOnly), text, bar, right)
+	fmt.Fprint(l.app.stdout, "\r\x1b[K"+l.draw(time.Now().Format(time.TimeOnly)+"  "+text, p))
 	l.drawn = true
+}
+
+const (
+	leastBar = 6 // cells: what is shorter says nothing
+	mostBar  = 40
+)
+
+// draw makes a line that fits the terminal. What there is no room for is left out: first the rate, then the bar, then the end. The bar does not change its length with
+// every number beside it.
+func (l *liveLine) draw(left string, p *updater.Progress) string {
+	last := l.pen.width - 1 // in the last column a cursor is already on the next line, for some terminals
+	right := fmt.Sprintf(" %3d %%  %s", p.Done*100/p.Total, share(p.Done, p.Total))
+	whole := right + "  " + rate(p)
+	if !l.narrow {
+		l.room = max(l.room, utf8.RuneCountInString(whole))
+		l.narrow = last-len(left)-1-l.room < leastBar
+		if l.narrow {
+			l.room = 0
+		}
+	}
+	if !l.narrow {
+		right = whole
+	} else if t := timeLeft(p); t != "" {
+		right += "  " + t
+	}
+	l.room = max(l.room, utf8.RuneCountInString(right))
+	cells := min(mostBar, last-len(left)-1-l.room)
+	if cells < leastBar {
+		line := left + right
+		return line[:min(len(line), last)]
+	}
+	full := int(float64(cells) * float64(p.Done) / float64(p.Total))
+	return left + " " + l.pen.paint(cyan, strings.Repeat("█", full)) + l.pen.paint(faint, strings.Repeat("░", cells-full)) + right
+}
+
+// share says how much of a whole is done, with one unit if that serves both.
+func share(done, total int64) string {
+	d, t := formatBytes(done), formatBytes(total)
+	if n, unit, ok := strings.Cut(d, " "); ok && strings.HasSuffix(t, " "+unit) {
+		d = n
+	}
+	return d + " of " + t
 }
 
 func rate(p *updater.Progress) string {
 	s := formatBytes(int64(p.Rate)) + "/s"
-	if left := p.Total - p.Done; left > 0 && p.Rate > 0 {
-		s += fmt.Sprintf(", %s left", time.Duration(float64(left)/p.Rate*float64(time.Second)).Round(time.Second))
+	if left := timeLeft(p); left != "" {
+		s += ", " + left
 	}
 	return s
+}
+
+func timeLeft(p *updater.Progress) string {
+	if p.Rate <= 0 {
+		return ""
+	}
+	left := time.Duration(float64(p.Total-p.Done) / p.Rate * float64(time.Second)).Round(time.Second)
+	if left <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s left", left)
 }
 
 // say prints a line, once.
