@@ -109,7 +109,9 @@ func (c *Core) Next() time.Time {
 			earlier(c.checkDue)
 		case Armed:
 			earlier(c.checkDue)
-			earlier(c.gatesDue)
+			if c.State.Verdict == nil { // before that they are not asked
+				earlier(c.gatesDue)
+			}
 		case Failing, Trial:
 			earlier(c.gatesDue)
 		}

@@ -195,7 +195,34 @@ func (r *transcript) command(t *testing.T, line string) string {
 		next = "+" + n.Sub(r.start).String()
 	}
 	fmt.Fprintf(&out, "= %s, waits for %s: %s\n", st.Phase, next, st.Why)
+	if err := wakesInVain(r.core); err != nil {
+		t.Errorf("after %q: %v", line, err)
+	}
 	return out.String()
+}
+
+// wakesInVain tells whether a core that is woken when it asks for that does nothing and wants to be woken at once again, which would be a busy loop.
+func wakesInVain(c *Core) error {
+	next := c.Next()
+	if next.IsZero() {
+		return nil
+	}
+	twin := *c
+	data, err := json.Marshal(c.State)
+	if err != nil {
+		return err
+	}
+	twin.State = State{}
+	if err := json.Unmarshal(data, &twin.State); err != nil {
+		return err
+	}
+	if effects := twin.Step(next, Wake{}); len(effects) > 0 {
+		return nil
+	}
+	if again := twin.Next(); !again.IsZero() && !again.After(next) {
+		return fmt.Errorf("phase %s: a wake at %v does nothing, and the next is due at %v", c.State.Phase, next, again)
+	}
+	return nil
 }
 
 func effectText(c *Core, e Effect) string {

@@ -138,6 +138,9 @@ func (w *world) run() (alive bool) {
 			w.do(e)
 			w.check()
 		}
+		if err := wakesInVain(w.core); err != nil {
+			w.t.Fatal(err)
+		}
 	}
 	w.t.Fatalf("no end: phase %s, %s", w.core.State.Phase, w.core.Status(w.now).Why)
 	return false
