@@ -37,7 +37,7 @@ type sheet struct {
 	colour bool
 }
 
-func (a *app) sheet() *sheet { return &sheet{colour: a.terminal() && os.Getenv("NO_COLOR") == ""} }
+func (a *app) sheet() *sheet { return &sheet{colour: a.pen().colour} }
 
 func (a *app) terminal() bool {
 	f, ok := a.stdout.(*os.File)
@@ -176,7 +176,11 @@ func (a *app) groupScreen(group string, st lock.State, now time.Time) *sheet {
 			case h.Phase == lock.Granted:
 				look = cyan
 			}
-			row := cells(plain, h.Host, phase, when(h.Since(), now), h.From, cmp.Or(h.To, h.Version), h.Zone, h.Class, fmt.Sprint(h.Token), h.Reason)
+			reason := h.Reason
+			if reason == fmt.Sprintf("update from %s to %s", h.From, h.To) { // as hosts say by themselves, and two columns do already
+				reason = ""
+			}
+			row := cells(plain, h.Host, phase, when(h.Since(), now), h.From, cmp.Or(h.To, h.Version), h.Zone, h.Class, fmt.Sprint(h.Token), reason)
 			row[0].look, row[1].look = bold, look
 			rows = append(rows, row)
 		}
@@ -253,7 +257,18 @@ func (a *app) planScreen(group string, st lock.State, all bool, now time.Time) *
 			end = t.Done
 		}
 	}
-	const columns = 32
+	columns := 32
+	if width := a.pen().width; width > 0 { // what stands beside the bars goes before them
+		beside := len("99  ") + len("  ") + len(time.DateTime+"  "+time.TimeOnly+"  ")
+		host, zone, to := 0, 0, 0
+		for _, t := range turns {
+			host, to = max(host, utf8.RuneCountInString(t.Host)), max(to, utf8.RuneCountInString(t.To))
+			if t.Zone != "" {
+				zone = max(zone, utf8.RuneCountInString(t.Zone)+len("  "))
+			}
+		}
+		columns = min(columns, max(8, width-1-beside-host-zone-to-len("  ")))
+	}
 	at := func(t time.Time) int {
 		return int(float64(columns) * float64(t.Sub(now)) / float64(max(end.Sub(now), 1)))
 	}
@@ -330,7 +345,7 @@ func (a *app) watchScreen(ctx context.Context, k *lock.Keeper, group string) err
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return quiet(exitInterrupt)
 		case err := <-followed:
 			return err
 		case <-changed:

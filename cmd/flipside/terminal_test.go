@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flipside-linux/flipside/lock"
+)
+
+// onTerminal gives f a terminal of so many columns to write to, and returns what arrived there.
+func onTerminal(t *testing.T, columns int, f func(*os.File)) string {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no pseudo-terminals here: %v", err)
+	}
+	defer master.Close()
+	fd := int(master.Fd())
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: uint16(columns)})
+	}
+	if err != nil {
+		t.Skipf("no pseudo-terminals here: %v", err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no pseudo-terminals here: %v", err)
+	}
+	got := make(chan string)
+	go func() {
+		b, _ := io.ReadAll(master) // until the other side is closed
+		got <- string(b)
+	}()
+	f(slave)
+	slave.Close()
+	return <-got
+}
+
+var colours = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+// What a group's commands draw fits a terminal of 80 columns with hosts as they are called by default, and obeys NO_COLOR and TERM=dumb.
+func TestGroupFitsTheTerminal(t *testing.T) {
+	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	claim := func(i int) lock.Claim {
+		return lock.Claim{Host: fmt.Sprintf("host-%d-d690773a", i), From: "4230.2.1", To: "4230.2.2", Reason: "update from 4230.2.1 to 4230.2.2"}
+	}
+	st := lock.State{Policy: lock.Policy{Max: 1, RebootTime: lock.Duration(2 * time.Minute)}}
+	h := claim(0)
+	st.Holders = []lock.Holder{{Host: h.Host, From: h.From, To: h.To, Reason: h.Reason, Phase: lock.Rebooting, Token: 123456, Granted: now.Add(-time.Minute), Rebooting: now.Add(-time.Minute)}}
+	for i := 1; i <= 12; i++ {
+		st.Queue = append(st.Queue, lock.Waiter{Claim: claim(i), Since: now.Add(-time.Minute), Arrival: int64(i)})
+	}
+	draw := func() string {
+		return onTerminal(t, 80, func(f *os.File) {
+			a := &app{stdout: f}
+			for _, s := range []*sheet{a.groupScreen("web", st, now), a.planScreen("web", st, false, now)} {
+				if err := s.print(f); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	t.Setenv("NO_COLOR", "")
+	t.Setenv("TERM", "xterm-256color")
+	out := draw()
+	if !colours.MatchString(out) {
+		t.Error("it has no colours")
+	}
+	for line := range strings.Lines(colours.ReplaceAllString(out, "")) {
+		if line = strings.TrimRight(line, "\r\n"); utf8.RuneCountInString(line) > 80 && !strings.HasPrefix(line, "the last of") {
+			t.Errorf("a line of %d columns: %s", utf8.RuneCountInString(line), line)
+		}
+	}
+	for _, env := range [][2]string{{"NO_COLOR", "1"}, {"TERM", "dumb"}} {
+		t.Run(env[0], func(t *testing.T) {
+			t.Setenv(env[0], env[1])
+			if out := draw(); colours.MatchString(out) {
+				t.Errorf("%s=%s, and it has colours: %q", env[0], env[1], out)
+			}
+		})
+	}
+	t.Logf("\n%s", out)
+}
