@@ -116,11 +116,18 @@ func image(version string) []byte {
 // publish makes a release and offers it. config is what its /usr brings of configuration.
 func (l *lab) publish(version, config string) {
 	l.t.Helper()
+	l.publishImage(version, config, build.Image{Data: bytes.NewReader(image(version)), Size: imageSize})
+}
+
+// publishImage is publish with a /usr of the caller's, which must begin with its version as that of [image] does.
+func (l *lab) publishImage(version, config string, img build.Image) {
+	l.t.Helper()
 	l.mu.Lock()
 	l.config[version] = config
 	l.mu.Unlock()
 	var pay bytes.Buffer
-	spec := build.Spec{Images: []build.Image{{Name: "usr", Data: bytes.NewReader(image(version)), Size: imageSize}}, Keys: []crypto.Signer{l.key}, TempDir: l.dir}
+	img.Name = "usr"
+	spec := build.Spec{Images: []build.Image{img}, Keys: []crypto.Signer{l.key}, TempDir: l.dir}
 	if _, err := build.Full(l.t.Context(), &pay, spec); err != nil {
 		l.t.Fatal(err)
 	}
