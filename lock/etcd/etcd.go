@@ -31,12 +31,15 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 
 	"github.com/flipside-linux/flipside/lock"
@@ -79,7 +82,8 @@ type Store struct {
 	gone  <-chan *clientv3.LeaseKeepAliveResponse
 	stop  context.CancelFunc // of keeping the lease alive
 
-	read map[string]map[string]seen // by group and name: the records of large groups as they were read last
+	conns atomic.Int64     // connections to etcd so far
+	read  map[string]known // by group: the records of large groups as they were read last
 }
 
 var _ lock.Store = (*Store)(nil)
@@ -103,15 +107,28 @@ func OpenStore(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening etcd: %w", err)
 	}
-	c, err := clientv3.New(clientv3.Config{
+	s := &Store{cfg: cfg, read: map[string]known{}}
+	s.c, err = clientv3.New(clientv3.Config{
 		Endpoints: cfg.Endpoints, TLS: conf, Username: cfg.User, Password: cfg.Password,
 		DialTimeout: cfg.DialTimeout, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
-		RejectOldCluster: false, Logger: zap.NewNop(),
+		RejectOldCluster: false, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{grpc.WithStatsHandler(connCounter{&s.conns})},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening etcd at %s: %w", strings.Join(cfg.Endpoints, ", "), kind(err))
 	}
-	return &Store{c: c, cfg: cfg}, nil
+	return s, nil
+}
+
+// connCounter counts a client's connections, each before anything is asked over it.
+type connCounter struct{ n *atomic.Int64 }
+
+func (c connCounter) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
+func (c connCounter) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (c connCounter) HandleRPC(context.Context, stats.RPCStats)                         {}
+func (c connCounter) HandleConn(_ context.Context, s stats.ConnStats) {
+	if _, ok := s.(*stats.ConnBegin); ok {
+		c.n.Add(1)
+	}
 }
 
 // tls returns nil if nothing asks for TLS.
@@ -383,10 +400,28 @@ type seen struct {
 	written int64
 }
 
+// known are the records of a group that were read, and when that was by etcd's clocks and this client's own.
+type known struct {
+	records  map[string]seen
+	conns    int64
+	revision int64
+	term     uint64
+}
+
+// holds reports whether the same etcd with the same history may answer now. An etcd that was restored counts its revisions on from the backup, so that another record can have the
+// numbers of one that was read before; but it was stopped for that, and speaks over new connections. Behind a proxy only its revision or its term, gone back, tell of it.
+func (k known) holds(now known) bool {
+	return k.conns == now.conns && k.revision <= now.revision && k.term <= now.term
+}
+
 // changedRecords reads the records of a large group: first who has written when, and then what is not known yet. It does nothing when somebody has put so many others beside them that the
 // list alone would be long.
 func (s *Store) changedRecords(ctx context.Context, group string, names []string) (list []lock.Record, ok bool, err error) {
-	now := make(map[string]seen, len(names))
+	s.mu.Lock()
+	old := s.read[group]
+	s.mu.Unlock()
+	conns := s.conns.Load() // as old, before etcd is asked: what happens meanwhile belongs to the next look
+	now := known{records: make(map[string]seen, len(names))}
 	more := false
 	err = s.try(ctx, func(ctx context.Context) error {
 		resp, err := s.c.Get(ctx, s.record(group), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(int64(2*len(names)+atOnce)))
@@ -394,29 +429,30 @@ func (s *Store) changedRecords(ctx context.Context, group string, names []string
 			return err
 		}
 		more = resp.More
-		clear(now)
+		clear(now.records)
+		now.conns, now.revision, now.term = s.conns.Load(), resp.Header.Revision, resp.Header.RaftTerm
 		for _, kv := range resp.Kvs {
 			name := strings.TrimPrefix(string(kv.Key), s.record(group))
-			now[name] = seen{lock.Record{Name: name, Born: kv.CreateRevision, Version: kv.Version, Place: s.place(resp.Header.ClusterId)}, kv.ModRevision}
+			now.records[name] = seen{lock.Record{Name: name, Born: kv.CreateRevision, Version: kv.Version, Place: s.place(resp.Header.ClusterId)}, kv.ModRevision}
 		}
 		return nil
 	})
 	if err != nil || more {
 		return nil, false, err
 	}
-	s.mu.Lock()
-	old := s.read[group]
-	s.mu.Unlock()
-	known := make(map[string]seen, len(names))
+	if !old.holds(now) {
+		old.records = nil
+	}
+	found := known{records: make(map[string]seen, len(names)), conns: conns, revision: now.revision, term: now.term}
 	var unknown []string
 	for _, name := range names {
-		is, there := now[name]
-		was := old[name]
+		is, there := now.records[name]
+		was := old.records[name]
 		if is.Data = was.Data; !there {
 			continue
 		}
 		if was.written == is.written && was.Born == is.Born && was.Version == is.Version && was.Place == is.Place {
-			known[name] = is
+			found.records[name] = is
 		} else {
 			unknown = append(unknown, name)
 		}
@@ -426,19 +462,16 @@ func (s *Store) changedRecords(ctx context.Context, group string, names []string
 		return nil, false, err
 	}
 	for _, r := range fresh {
-		known[r.Name] = seen{r, now[r.Name].written} // if it was written again meanwhile, the next look tells by its version
+		found.records[r.Name] = seen{r, now.records[r.Name].written} // if it was written again meanwhile, the next look tells by its version
 	}
-	list = make([]lock.Record, 0, len(known))
+	list = make([]lock.Record, 0, len(found.records))
 	for _, name := range names {
-		if r, ok := known[name]; ok {
+		if r, ok := found.records[name]; ok {
 			list = append(list, r.Record)
 		}
 	}
 	s.mu.Lock()
-	if s.read == nil {
-		s.read = map[string]map[string]seen{}
-	}
-	s.read[group] = known
+	s.read[group] = found
 	s.mu.Unlock()
 	return list, true, nil
 }
