@@ -74,7 +74,8 @@ func (d *file) ReadMedium(p []byte, off int64) (int, error) {
 			}
 			return len(p), nil
 		}
-		if err != nil && !errors.Is(err, syscall.EINVAL) && n == 0 {
+		// What the medium cannot give, the cache must not.
+		if err != nil && !errors.Is(err, syscall.EINVAL) && err != io.EOF {
 			return 0, err
 		}
 	}

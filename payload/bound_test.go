@@ -29,7 +29,7 @@ func TestMemoryIsBoundedBeforeAnybodyIsBelieved(t *testing.T) {
 		major    uint64
 		manifest []byte
 	}{
-		"operations": {1, bytes.Repeat([]byte{0x0a, 0x00}, 30<<20)}, // partition_operations {}
+		"operations": {1, bytes.Repeat([]byte{0x0a, 0x00}, maxManifestUnsigned/2)}, // partition_operations {}
 		"signatures": {2, append(binary.AppendUvarint([]byte{0x6a}, uint64(len(signatures))), signatures...)},
 	} {
 		data := append([]byte("CrAU"), binary.BigEndian.AppendUint64(nil, c.major)...)

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	mathrand "math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/andybalholm/brotli"
@@ -371,6 +372,46 @@ func TestInPlaceDelta(t *testing.T) {
 		c.change(m)
 		if writes, err := f.apply(t, f.payload(t, m, p.blobs), p.old, p.new); !errors.Is(err, c.want) || writes > 0 {
 			t.Errorf("%s: %d writes, %v, want %v", name, writes, err, c.want)
+		}
+	}
+}
+
+// There is one kernel in a payload, and two would be written to one place.
+func TestTwoKernels(t *testing.T) {
+	f := newForger(t)
+	for n, want := range map[int]string{1: "", 2: `two images of "kernel"`} {
+		p, m := inPlace(t)
+		p.add(t, payload.Replace, nil, extents(0, 1), [3]byte{})
+		kernel := &metadata.InstallProcedure{Type: proto.Int32(0), Operations: p.ops[len(p.ops)-1:], NewInfo: info(p.new[:block])}
+		for range n {
+			m.Procedures = append(m.Procedures, kernel)
+		}
+		_, err := payload.Open(t.Context(), &memory{data: f.payload(t, m, p.blobs), limit: -1}, payload.Options{Keys: f.keys})
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%d kernels: %v, want %q", n, err, want)
+		}
+	}
+}
+
+// A manifest of major 1 is obeyed before anybody has vouched for it: what one operation may take of memory is little then.
+func TestMemoryOfAnUnsignedManifest(t *testing.T) {
+	f := newForger(t)
+	p := &plan{new: make([]byte, 200<<20)}
+	p.add(t, payload.ReplaceBZ, nil, extents(0, uint64(len(p.new)/block)), [3]byte{})
+	m := &metadata.ManifestV1{NewPartitionInfo: info(p.new), PartitionOperations: p.ops}
+	data := f.payload(t, m, p.blobs)
+	digest := sha256.Sum256(data[:20+binary.BigEndian.Uint64(data[12:])])
+	sig, err := ecdsa.SignASN1(rand.Reader, f.key, digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		sig  []byte
+		want string
+	}{{nil, "nobody has signed the manifest"}, {sig, ""}} {
+		_, err := payload.Open(t.Context(), &memory{data: data, limit: -1}, payload.Options{Keys: f.keys, MetadataSignature: tt.sig})
+		if (err == nil) != (tt.want == "") || err != nil && (!errors.Is(err, payload.ErrMalformed) || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("signed: %v: %v, want %q", tt.sig != nil, err, tt.want)
 		}
 	}
 }

@@ -71,7 +71,7 @@ type extent struct {
 type operation struct {
 	kind    Kind
 	part    int
-	off, n  int64 // of the blob, relative to the first one
+	n       int64 // bytes of data
 	hash    [32]byte
 	src     []extent
 	in      int64 // bytes of them
@@ -164,7 +164,7 @@ func (p *Payload) operation(q *Partition, o *metadata.InstallOperation, blob, li
 		case len(o.DataSha256Hash) != 32:
 			return op, malformed("a data hash of %d bytes, want 32", len(o.DataSha256Hash))
 		}
-		op.off, op.n, op.hash = blob, int64(o.GetDataLength()), [32]byte(o.DataSha256Hash)
+		op.n, op.hash = int64(o.GetDataLength()), [32]byte(o.DataSha256Hash)
 		if blob+op.n > p.Size {
 			return op, malformed("its data ends at %d, beyond the file", blob+op.n)
 		}
@@ -187,6 +187,9 @@ func (p *Payload) operation(q *Partition, o *metadata.InstallOperation, blob, li
 	}
 	if r.data && (op.out > maxOutput || op.in > maxOutput) {
 		return op, malformed("it writes %d bytes from %d, at most %d", op.out, op.in, maxOutput)
+	}
+	if r.data && p.Major == 1 && !p.vouched && op.n+op.in+op.out > maxCostUnsigned {
+		return op, malformed("it takes %d MiB of memory, at most %d where nobody has signed the manifest", (op.n+op.in+op.out)>>20, maxCostUnsigned>>20)
 	}
 	if (op.kind == Move || op.kind == SourceCopy) && op.in != op.out {
 		return op, malformed("it copies %d bytes to %d", op.in, op.out)

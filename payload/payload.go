@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -23,8 +24,12 @@ const (
 	maxBlob      = 64 << 20  // data of one operation
 	maxOutput    = 256 << 20 // that one operation writes
 	maxPartition = 1 << 40
-	blockSize    = 4096
-	magic        = "CrAU"
+
+	// Of a payload whose metadata nobody has vouched for: major 1 without a detached signature is obeyed before the signature at its end is there.
+	maxManifestUnsigned = 8 << 20
+	maxCostUnsigned     = 128 << 20 // data, old blocks and output of one operation
+	blockSize           = 4096
+	magic               = "CrAU"
 )
 
 // Source is where a payload comes from: a file, or a server.
@@ -81,6 +86,7 @@ type Payload struct {
 	src      Source
 	keys     *Keyring
 	floor    int64
+	vouched  bool  // a pinned key has signed the metadata
 	blobs    int64 // offset of the first blob
 	sigOff   int64 // of the signatures, relative to blobs
 	sigSize  int64
@@ -149,6 +155,10 @@ func open(ctx context.Context, src Source, opt Options) (*Payload, error) {
 	if manifest == 0 || manifest > maxManifest {
 		return nil, malformed("a manifest of %d bytes, at most %d", manifest, maxManifest)
 	}
+	// A detached signature is looked at only when the whole manifest is there.
+	if p.Major == 1 && (len(opt.MetadataSignature) == 0 || opt.Keys.Len() == 0) && manifest > maxManifestUnsigned {
+		return nil, malformed("a manifest of %d bytes that nobody has signed, at most %d", manifest, maxManifestUnsigned)
+	}
 	if metaSig > maxMetaSig {
 		return nil, malformed("a metadata signature of %d bytes, at most %d", metaSig, maxMetaSig)
 	}
@@ -184,6 +194,7 @@ func open(ctx context.Context, src Source, opt Options) (*Payload, error) {
 			return nil, fmt.Errorf("the metadata's signature: %w", err)
 		}
 	}
+	p.vouched = signers != nil
 	if p.Major == 1 {
 		err = p.readV1(p.metadata[len(head):])
 	} else {
@@ -306,6 +317,9 @@ func (p *Payload) readV1(data []byte) error {
 		name, ok := map[int32]string{0: "kernel", 1: "pcr_policy"}[proc.GetType()]
 		if !ok {
 			return fmt.Errorf("%w: install procedure %d", ErrUnsupported, proc.GetType())
+		}
+		if slices.ContainsFunc(p.Partitions, func(q Partition) bool { return q.Name == name }) {
+			return malformed("it has two images of %q", name)
 		}
 		part, err := newPartition(name, proc.OldInfo, proc.NewInfo)
 		if err != nil {

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"sync/atomic"
 )
 
 // Errors that callers decide on.
@@ -86,9 +87,10 @@ func Remove(dir Dir, name string) error {
 
 // Pending is a file that is being written, beside the one that it will replace.
 type Pending struct {
-	dir  Dir
-	name string
-	file File
+	dir     Dir
+	name    string
+	file    File
+	written atomic.Bool
 }
 
 // Begin opens the file that will replace name. It may hold what an earlier process wrote: a download may go on in it.
@@ -97,7 +99,7 @@ func Begin(dir Dir, name string) (*Pending, error) {
 	if err != nil {
 		return nil, fmt.Errorf("replacing %q: %w", name, err)
 	}
-	return &Pending{dir, name, f}, nil
+	return &Pending{dir: dir, name: name, file: f}, nil
 }
 
 // Reserve finds out whether size bytes fit. If they do not and the old file is all that is in the way, it is removed when spare says that
@@ -133,6 +135,7 @@ func (p *Pending) Reserve(size int64, spare bool) error {
 
 // WriteAt writes into the new file.
 func (p *Pending) WriteAt(b []byte, off int64) (int, error) {
+	p.written.Store(true)
 	n, err := p.file.WriteAt(b, off)
 	if err == nil && n < len(b) {
 		err = io.ErrShortWrite
@@ -167,9 +170,16 @@ func (p *Pending) Discard() error {
 }
 
 // Commit cuts the new file to size bytes, reads it back, compares its SHA-256, and puts it into the old one's place. When it returns nil,
-// a power cut does not take that back.
+// a power cut does not take that back. Where nothing was written, and an earlier process left nothing, because it had put the same file into its place
+// already, that one stays.
 func (p *Pending) Commit(ctx context.Context, size int64, want [32]byte) error {
 	fail := func(what string, err error) error { return fmt.Errorf("replacing %q: %s: %w", p.name, what, err) }
+	if have, err := p.file.Size(); err == nil && have == 0 && size > 0 && !p.written.Load() && p.inPlace(ctx, size, want) == nil {
+		if err := errors.Join(p.dir.Remove(temporary(p.name)), p.dir.Sync()); err != nil {
+			return fail("flushing its directory", err)
+		}
+		return nil
+	}
 	if err := p.file.Truncate(size); err != nil {
 		return fail("setting its size", err)
 	}
@@ -192,6 +202,19 @@ func (p *Pending) Commit(ctx context.Context, size int64, want [32]byte) error {
 		return fail("reading it back in its place", err)
 	}
 	return nil
+}
+
+// inPlace makes sure that the file that is to be replaced is what would replace it, on the medium.
+func (p *Pending) inPlace(ctx context.Context, size int64, want [32]byte) error {
+	f, err := p.dir.Open(p.name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return check(ctx, f, size, want)
 }
 
 // Check compares a file with a size and a SHA-256.

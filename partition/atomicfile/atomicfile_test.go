@@ -164,6 +164,51 @@ func TestGoesOn(t *testing.T) {
 	}
 }
 
+// A process that ended after the file was in its place need not be given it again; a file that is another one, or half of one, does not pass for it.
+func TestInPlaceAlready(t *testing.T) {
+	want := sha256.Sum256([]byte("new"))
+	for name, tt := range map[string]struct {
+		there, begun string
+		written      bool
+		ok           bool
+	}{
+		"the same":                     {there: "new", ok: true},
+		"another one":                  {there: "old"},
+		"none":                         {},
+		"something was left beside it": {there: "new", begun: "ne"},
+		"something else was written":   {there: "new", written: true},
+	} {
+		dir := OS(t.TempDir())
+		for file, text := range map[string]string{"file": tt.there, temporary("file"): tt.begun} {
+			if text == "" {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(string(dir), file), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p, err := Begin(dir, "file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tt.written {
+			if _, err := p.WriteAt([]byte("x"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err = p.Commit(t.Context(), 3, want)
+		if (err == nil) != tt.ok || err != nil && !errors.Is(err, ErrMismatch) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if tt.ok {
+			if _, err := os.Stat(filepath.Join(string(dir), temporary("file"))); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: the temporary file: %v", name, err)
+			}
+		}
+		p.Close()
+	}
+}
+
 func TestReserve(t *testing.T) {
 	for _, tt := range []struct {
 		free  int64

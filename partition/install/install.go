@@ -31,9 +31,6 @@ import (
 	"github.com/flipside-linux/flipside/partition/atomicfile"
 )
 
-// ErrPostInstall means that the new release's own program failed. The slot is not bootable.
-var ErrPostInstall = errors.New("the post-install program failed")
-
 // File says where a file that belongs to a slot is kept: as Prefix and the slot's letter, such as vmlinuz-b for USR-B.
 type File struct {
 	Dir    atomicfile.Dir
@@ -172,27 +169,33 @@ func (in *Install) Finish(ctx context.Context, slot Image, files map[string]Imag
 		}
 	}
 	if in.post != nil {
-		ran, err := in.post(ctx, v.Slot())
-		if err != nil {
+		if err := in.runPost(ctx, v.Slot(), slot); err != nil {
 			return Ready{}, err
-		}
-		if ran {
-			if err := in.disk.Check(ctx, v.Slot().Label, slot.Size, slot.SHA256); err != nil {
-				return Ready{}, fmt.Errorf("after the post-install program: %w", err)
-			}
-		}
-		// Such programs set the boot bits themselves, for agents that leave that to them. Here nothing is bootable that Arm did not make so.
-		now, err := in.disk.Slot(v.Slot().Label)
-		if err != nil {
-			return Ready{}, err
-		}
-		if now != v.Slot() {
-			if err := in.disk.MarkBad(now.Label); err != nil {
-				return Ready{}, fmt.Errorf("after the post-install program: %w", err)
-			}
 		}
 	}
 	return Ready{in, v}, nil
+}
+
+// runPost runs the post-install program, and looks at the slot again if it ran. Such programs set the boot bits themselves, for agents that leave that to
+// them: whatever came of it, also when it failed or ctx has ended, nothing is bootable afterwards that Arm did not make so.
+func (in *Install) runPost(ctx context.Context, s partition.Slot, want Image) (err error) {
+	defer func() {
+		now, e := in.disk.Slot(s.Label)
+		if e == nil && now != s {
+			e = in.disk.MarkBad(s.Label)
+		}
+		if e != nil {
+			err = errors.Join(err, fmt.Errorf("after the post-install program: %w", e))
+		}
+	}()
+	ran, err := in.post(ctx, s)
+	if err != nil || !ran {
+		return err
+	}
+	if err := in.disk.Check(ctx, s.Label, want.Size, want.SHA256); err != nil {
+		return fmt.Errorf("after the post-install program: %w", err)
+	}
+	return nil
 }
 
 // Arm makes the slot the one that boots next, with tries boots to prove itself.

@@ -36,14 +36,19 @@ func disk(t *testing.T, labels ...string) (*partition.Disk, partition.Running) {
 	return d, run
 }
 
-func medium(t *testing.T, labels ...string) partition.Device {
-	t.Helper()
+func layout(labels ...string) gptimage.Layout {
 	l := gptimage.Layout{Sector: 512, UUID: "22222222-2222-4222-8222-222222222222", Align: 512}
 	for i, label := range labels {
 		l.Parts = append(l.Parts, gptimage.Partition{
 			Label: label, Type: gptimage.TypeUSR, UUID: "7130c94a-213a-4e5a-8e26-6cce9662f13" + string(rune('0'+i)), Size: 8192, Attributes: gptimage.Attributes(uint8(len(labels)-i), 0, true),
 		})
 	}
+	return l
+}
+
+func medium(t *testing.T, labels ...string) partition.Device {
+	t.Helper()
+	l := layout(labels...)
 	size, err := l.Size()
 	if err != nil {
 		t.Fatal(err)
@@ -172,6 +177,62 @@ func TestPostInstallWritesToTheSlot(t *testing.T) {
 		}
 		if slot(t, d, "USR-B").Bootable() {
 			t.Error("the slot is bootable")
+		}
+	}
+}
+
+// Programs made for other agents set the boot bits themselves. Whatever becomes of the program, and also when everybody has lost patience with it, the slot is
+// not bootable.
+func TestPostInstallSetsBits(t *testing.T) {
+	refused := errors.New("refused")
+	for name, tt := range map[string]struct {
+		spoil, cancel bool
+		err, want     error
+	}{
+		"it refuses":           {err: refused, want: refused},
+		"it spoils the slot":   {spoil: true, want: partition.ErrMismatch},
+		"nobody waits for it":  {cancel: true, err: context.Canceled, want: context.Canceled},
+		"all is well, for all": {},
+	} {
+		m := medium(t, "USR-A", "USR-B")
+		d := partition.NewDisk(m, partition.Options{})
+		run, err := d.RunningFromLabel("USR-A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		post := func(_ context.Context, s partition.Slot) (bool, error) {
+			l := layout("USR-A", "USR-B")
+			l.Parts[1].Attributes = gptimage.Attributes(3, 1, false)
+			err := l.Write(m)
+			if tt.spoil {
+				_, e := m.WriteAt(make([]byte, 512), s.Start)
+				err = errors.Join(err, e)
+			}
+			if err := errors.Join(err, m.Flush()); err != nil {
+				t.Fatal(err)
+			}
+			if !slot(t, d, "USR-B").Bootable() {
+				t.Fatal("the program did not set the bits")
+			}
+			if tt.cancel {
+				cancel()
+			}
+			return true, tt.err
+		}
+		in, err := install.Begin(d, run, "USR-B", install.Options{PostInstall: post})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Slot().WriteAt(release, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Finish(ctx, image(release), nil); !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
+			t.Errorf("%s: %v, want %v", name, err, tt.want)
+		}
+		cancel()
+		if s := slot(t, d, "USR-B"); s.Bootable() {
+			t.Errorf("%s: the slot is bootable: %+v", name, s)
 		}
 	}
 }

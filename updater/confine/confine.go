@@ -63,13 +63,9 @@ func inAllThreads(_, _ uintptr, e syscall.Errno) error {
 	return nil
 }
 
-// dropped are what root is not any more. What is left is to read and own files and to speak on the network.
-func dropped() []int {
-	return []int{
-		unix.CAP_SYS_ADMIN, unix.CAP_SYS_RAWIO, unix.CAP_SYS_MODULE, unix.CAP_SYS_BOOT, unix.CAP_SYS_PTRACE, unix.CAP_SYS_TIME, unix.CAP_SYS_PACCT,
-		unix.CAP_SYS_TTY_CONFIG, unix.CAP_MKNOD, unix.CAP_LINUX_IMMUTABLE, unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_CHECKPOINT_RESTORE, unix.CAP_MAC_ADMIN,
-		unix.CAP_MAC_OVERRIDE, unix.CAP_NET_ADMIN, unix.CAP_SETFCAP, unix.CAP_SYSLOG, unix.CAP_WAKE_ALARM, unix.CAP_BLOCK_SUSPEND,
-	}
+// kept are what is left of root: to read and own files. The shipped unit leaves fewer; without it the agent has no more than these.
+func kept() []int {
+	return []int{unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER}
 }
 
 func dropCapabilities() error {
@@ -79,9 +75,12 @@ func dropCapabilities() error {
 		return fmt.Errorf("reading them: %w", err)
 	}
 	setpcap := data[0].Effective&(1<<unix.CAP_SETPCAP) != 0
-	for _, c := range dropped() {
+	for c := range 64 {
+		if slices.Contains(kept(), c) {
+			continue
+		}
 		if setpcap { // else nothing can be added to the set either
-			if err := inAllThreads(psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0, 0)); err != nil && err != unix.EINVAL { // an older kernel does not know it
+			if err := inAllThreads(psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0, 0)); err != nil && err != unix.EINVAL { // the kernel does not know it
 				return fmt.Errorf("dropping number %d: %w", c, err)
 			}
 		}

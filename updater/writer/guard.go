@@ -75,8 +75,8 @@ func (g *Guard) Options() (payload.Options, error) {
 		g.log.Warn("the floor of releases is lower than it may have been", "warning", level.Warning, "floor", level.Number)
 	}
 	keys, err := Keys(g.conf, level.Number)
-	if err != nil {
-		return payload.Options{}, err
+	if err != nil { // of files on this host, whatever the release is
+		return payload.Options{}, fmt.Errorf("%w: %w", ErrGuard, err)
 	}
 	for _, w := range keys.Warnings(time.Now()) {
 		g.log.Warn(w)

@@ -11,9 +11,11 @@ import (
 
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/partition"
+	"github.com/flipside-linux/flipside/partition/atomicfile"
 	"github.com/flipside-linux/flipside/partition/install"
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/postinstall"
 	"github.com/flipside-linux/flipside/updater/trust"
 )
 
@@ -250,7 +252,12 @@ func (w *Writer) Finish(ctx context.Context) error {
 		}
 	}
 	if j.ready, err = j.tx.Finish(ctx, install.Image{Size: j.what.Slot.Size, SHA256: j.what.Slot.SHA256}, images); err != nil {
-		return err
+		for _, e := range []error{partition.ErrMismatch, atomicfile.ErrMismatch, postinstall.ErrFailed, postinstall.ErrTemporary, postinstall.ErrTimeout} {
+			if errors.Is(err, e) {
+				return err
+			}
+		}
+		return fmt.Errorf("%w: %w", ErrDisk, err) // a medium that fails, no loop device: none of that is the release's
 	}
 	j.stage = finished
 	return nil
