@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -48,30 +49,72 @@ func Usr(root fs.FS) (Partition, error) {
 	return parts[0], nil
 }
 
-// mountOf returns the device number of the first of points that is a mount point. Later mounts lie on top of earlier ones.
+// mount is one line of the mount table.
+type mount struct{ device, kind, source string }
+
+// mountOf returns the device, by number or by name, that the first of points that is a mount point is mounted from. Later mounts lie on top of earlier
+// ones, and an overlay, as systemd-sysext lays it over /usr, on the /usr of the slot. btrfs has numbers of its own for its mounts; it is found by
+// the name of its device.
 func mountOf(root fs.FS, points ...string) (device, point string, err error) {
 	data, err := fs.ReadFile(root, "proc/self/mountinfo")
 	if err != nil {
 		return "", "", fmt.Errorf("%w: %w", ErrUnclear, err)
 	}
-	found := map[string]string{}
+	found := map[string][]mount{}
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	for lines.Scan() {
 		// 36 35 254:0 / /usr ro,relatime shared:1 - ext4 /dev/mapper/usr ro
 		f := strings.Fields(lines.Text())
-		if len(f) >= 5 {
-			found[f[4]] = f[2]
+		i := slices.Index(f, "-")
+		if i >= 6 && len(f) >= i+3 {
+			found[f[4]] = append(found[f[4]], mount{f[2], f[i+1], f[i+2]})
 		}
 	}
 	for _, p := range points {
-		if dev, ok := found[p]; ok {
-			if strings.HasPrefix(dev, "0:") {
-				return "", "", fmt.Errorf("%w: %s is mounted from a file system without a block device", ErrUnclear, p)
-			}
-			return dev, p, nil
+		list := found[p]
+		if len(list) == 0 {
+			continue
 		}
+		for len(list) > 1 && list[len(list)-1].kind == "overlay" {
+			list = list[:len(list)-1]
+		}
+		m := list[len(list)-1]
+		if !strings.HasPrefix(m.device, "0:") {
+			return m.device, p, nil
+		}
+		if m.kind == "btrfs" {
+			device, err := blockDevice(root, m.source)
+			if err != nil {
+				return "", "", fmt.Errorf("%w: %s is mounted from %s: %w", ErrUnclear, p, m.source, err)
+			}
+			return device, p, nil
+		}
+		return "", "", fmt.Errorf("%w: %s is mounted from a file system without a block device (%s)", ErrUnclear, p, m.kind)
 	}
 	return "", "", fmt.Errorf("%w: none of %s is a mount point", ErrUnclear, strings.Join(points, ", "))
+}
+
+// blockDevice returns the kernel's name of a device that is named as in the mount table: /dev/sda3, or /dev/mapper/usr.
+func blockDevice(root fs.FS, source string) (string, error) {
+	mapped, ok := strings.CutPrefix(source, "/dev/mapper/")
+	if !ok {
+		name, ok := strings.CutPrefix(source, "/dev/")
+		if !ok || strings.Contains(name, "/") || !fs.ValidPath(name) {
+			return "", errors.New("it is not the name of a block device")
+		}
+		return name, nil
+	}
+	devices, err := fs.ReadDir(root, "sys/class/block")
+	if err != nil {
+		return "", err
+	}
+	for _, d := range devices {
+		name, err := fs.ReadFile(root, path.Join("sys/class/block", d.Name(), "dm/name"))
+		if err == nil && strings.TrimSpace(string(name)) == mapped {
+			return d.Name(), nil
+		}
+	}
+	return "", errors.New("no mapped device has that name")
 }
 
 // resolve follows a block device, by number or by name, down to the partitions that it is made of.

@@ -32,13 +32,15 @@ const auto = "auto"
 // Where is the disk that a host runs from, and the label of the slot.
 type Where struct{ Disk, Running string }
 
-// Locate finds out what the configuration names, or what /usr is mounted from. root is the root of the file system.
+// Locate finds out what the configuration names, or what /usr is mounted from. root is the root of the file system. Where both are known they must agree: a name
+// that was right before an update is wrong after it, and the slot that runs would be written to.
 func Locate(c config.Config, root fs.FS) (Where, error) {
 	w := Where{c.Slots.Disk, c.Slots.Running}
-	if w.Disk != auto && w.Running != auto {
-		return w, nil
-	}
+	named := w.Disk != auto && w.Running != auto
 	usr, err := mounted.Usr(root)
+	if named && (err != nil || usr.Disk != w.Disk) {
+		return w, nil // nothing to compare with
+	}
 	if err != nil {
 		return w, fmt.Errorf("%w; slots.disk and slots.running can name them", err)
 	}
@@ -64,6 +66,9 @@ func Locate(c config.Config, root fs.FS) (Where, error) {
 			}
 			return w, nil
 		}
+	}
+	if named {
+		return w, nil
 	}
 	return w, fmt.Errorf("/usr is mounted from %s, which is not a slot of type %s on %s", usr.Name, c.Slots.Type, w.Disk)
 }

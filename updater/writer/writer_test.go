@@ -503,6 +503,17 @@ func TestLiars(t *testing.T) {
 
 func second(_ bool, err error) error { return err }
 
+// A file of keys that cannot be read says nothing about the release: it is tried again when somebody has put that right.
+func TestKeysThatCannotBeRead(t *testing.T) {
+	r := newRig(t)
+	release := r.release(r.payload(r.key, nil))
+	r.write("release.pem", "half a key")
+	if err := r.start().Begin(t.Context(), release); !errors.Is(err, ErrGuard) {
+		t.Errorf("%v, want ErrGuard", err)
+	}
+	r.unharmed()
+}
+
 // Two may settle at a time, one flushing while the other reads back; not more.
 func TestTwoSettle(t *testing.T) {
 	for taken, want := range []error{nil, nil, ErrOrder} {
