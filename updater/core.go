@@ -168,6 +168,7 @@ func (c *Core) Step(now time.Time, ev Event) []Effect {
 	case ArmedNow:
 		c.busy = false
 		c.State.Update.Armed = now
+		s.setSlot(c.State.Update.ToSlot, SlotFacts{Priority: s.slot(c.Facts.Running).Priority + 1, Tries: 1})
 		s.holds(c.State.Update.ToSlot, c.State.Update.Offer.Version)
 		c.toldGate = ""
 		s.enter(Armed)
@@ -331,6 +332,7 @@ func (s *steps) start(f Facts) {
 	case st.Phase == Applying:
 		// Resume, but ask the server first: the offer may be gone.
 		s.note(UpdateResumed, "the update to %s was interrupted and goes on", u.Offer.Version)
+		s.unarm(u.ToSlot) // it was armed, and that was not saved: the gates would not be asked about it
 		c.checkDue = s.now
 		st.Unwedge = true
 		s.wake()
@@ -392,9 +394,10 @@ func (s *steps) startWithoutUpdate() {
 
 func (s *steps) trial() {
 	u := s.c.State.Update
+	applying := s.c.State.Phase == Applying // then the slot may still hold what was there before
 	s.enter(Trial)
 	u.BootID = s.c.Facts.BootID
-	if u.Rollback != "" {
+	if u.Rollback != "" || applying {
 		u.Offer.Version = s.c.Facts.Version
 	}
 	s.do(Save{})
@@ -402,7 +405,20 @@ func (s *steps) trial() {
 	s.begin(Health{})
 }
 
+// unarm makes a slot unbootable that waits for its first boot. Whoever stops waiting for that does so before saying it: otherwise the slot would come
+// up all the same, past the gates and under another release's name.
+func (s *steps) unarm(slot string) {
+	if f := s.slot(slot); f.Bootable() && !f.Successful && slot != s.c.Facts.Running {
+		s.do(Disarm{slot})
+		s.setSlot(slot, SlotFacts{})
+	}
+}
+
+// forget ends an update that is not booted.
 func (s *steps) forget() {
+	if u := s.c.State.Update; u != nil {
+		s.unarm(u.ToSlot)
+	}
 	s.c.State.Update = nil
 	s.c.offered, s.c.waive = nil, false
 	s.enter(Idle)
@@ -554,21 +570,25 @@ func (s *steps) downloadGates(ev GatesAnswered) {
 		s.wake()
 		return
 	}
+	instead := ""
 	switch {
 	case st.Update != nil && st.Phase == Applying && samePayload(st.Update.Offer, *offer):
 		st.Update.Offer = *offer // its addresses may have changed
 	default:
 		if st.Phase == Armed {
+			instead = fmt.Sprintf(" instead of release %s, which is given up", st.Update.Offer.Version)
 			s.do(LeaveQueue{"release " + offer.Version + " is newer"})
+			s.unarm(st.Update.ToSlot)
 		}
 		st.Update = &Update{Offer: *offer, FromSlot: c.Facts.Running, FromVer: c.Facts.Version, ToSlot: c.Facts.Other, Started: s.now}
 	}
+	s.unarm(st.Update.ToSlot)
 	st.Update.BootID = c.Facts.BootID
 	s.enter(Applying)
 	s.setSlot(st.Update.ToSlot, SlotFacts{})
 	s.holds(st.Update.ToSlot, "")
 	s.do(Save{})
-	s.note(UpdateStarted, "taking release %s to %s", offer.Version, st.Update.ToSlot)
+	s.note(UpdateStarted, "taking release %s to %s%s", offer.Version, st.Update.ToSlot, instead)
 	s.report(omaha.DownloadStarted())
 	s.begin(Apply{})
 }

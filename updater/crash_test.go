@@ -296,6 +296,9 @@ func (w *world) judge(sick bool) {
 	if other := w.slots[w.core.Facts.Other]; other.Bootable() && !other.whole {
 		w.t.Errorf("the other slot is bootable and not complete")
 	}
+	if other := w.slots[w.core.Facts.Other]; other.Bootable() && !other.Successful {
+		w.t.Errorf("the other slot boots next, and nobody waits for that")
+	}
 	if sick {
 		told := false
 		for _, v := range w.verdicts {

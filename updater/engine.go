@@ -173,6 +173,10 @@ func (e *Engine) Run(ctx context.Context) error {
 			case *request:
 				effects, asked = ev.run(), ev
 			case Event:
+				switch ev.(type) {
+				case ApplyFailed, ArmedNow, ArmFailed, Confirmed, ConfirmFailed:
+					e.look(ctx)
+				}
 				effects = e.Core.Step(time.Now(), ev)
 				if _, ok := ev.(GatesAnswered); ok && e.Core.Queued() {
 					e.watchGates(launch) // once for each answer
@@ -263,11 +267,13 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 				e.tell(SlotTrouble, "slot %s could not be made unbootable: %v", ef.Slot, err)
 				failed = errors.Join(failed, err)
 			}
+			e.look(ctx)
 		case Stay:
 			if err := e.Installer.Stay(ctx, ef.Slot, ef.Booted); err != nil {
 				e.tell(SlotTrouble, "slot %s may still boot next: %v", ef.Slot, err)
 				failed = errors.Join(failed, err)
 			}
+			e.look(ctx)
 		case Reboot:
 			o := omaha.Offer{}
 			if e.Core.State.Update != nil {
@@ -311,6 +317,16 @@ func (e *Engine) perform(ctx context.Context, effects []Effect, launch func(func
 		}
 	}
 	return failed, nil
+}
+
+// look reads the boot bits again after something was done to them, or failed: until then the core knows what it expects of them.
+func (e *Engine) look(ctx context.Context) {
+	f, err := e.Installer.Facts(ctx)
+	if err != nil {
+		e.Log.Warn("the boot bits cannot be read again; what is expected of them counts", "error", err)
+		return
+	}
+	e.Core.Facts.Slots = f.Slots
 }
 
 // save does not give up: nothing that comes after it may begin before the state is on the disk.
