@@ -2,6 +2,10 @@ package fleetlock
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -184,6 +188,35 @@ func TestPermit(t *testing.T) {
 	}
 	if err := c.Release(t.Context(), "web", "b", lock.Verdict{Outcome: lock.Healthy}); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("in the name of another: %v, want a permission error", err)
+	}
+}
+
+// The hosts of a signed group have keys, which a server speaks for none of: it lets nobody in, whether or not it believes the owner, and says why.
+func TestSignedGroup(t *testing.T) {
+	store := lock.NewMemory()
+	owner, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := lock.On(store, lock.Options{Owner: owner})
+	if err := op.Sign(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	for name, opt := range map[string]lock.Options{"without the owner's key": {}, "with it": {Owners: []crypto.PublicKey{owner.Public()}}} {
+		c, _ := serve(t, &Server{Semaphore: lock.On(store, opt)})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		st, err := c.Request(ctx, lock.Claim{Group: "web", Host: "a"})
+		cancel()
+		why := st.Blocked
+		if err != nil {
+			why = err.Error()
+		}
+		if st.Granted || !strings.Contains(why, "signed") && !strings.Contains(why, "key") {
+			t.Errorf("%s: %+v, %v", name, st, err)
+		}
+	}
+	if st, err := op.State(t.Context(), "web"); err != nil || len(st.Holders) > 0 {
+		t.Errorf("%+v, %v", st, err)
 	}
 }
 
