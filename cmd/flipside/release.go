@@ -314,7 +314,7 @@ beforehand, so that nothing is believed at first sight. "flipside trust status" 
 			}
 			req.Header.Set("Authorization", "Bearer "+token)
 			req.Header.Set("Content-Type", "application/json")
-			resp, err := http.DefaultClient.Do(req)
+			resp, err := straight().Do(req)
 			if err != nil {
 				return fmt.Errorf("accepting a key: %w", err)
 			}
@@ -372,6 +372,11 @@ func (a *app) releaseEvents() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&address, "server", "http://127.0.0.1:8787", "the server's address")
 	return cmd
+}
+
+// straight is a client that follows no redirect: an administrator's token goes to the server that was named, and nowhere else.
+func straight() *http.Client {
+	return &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // fetchStatus asks a running server for its status document.

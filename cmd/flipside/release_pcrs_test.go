@@ -2,8 +2,11 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -83,5 +86,21 @@ func TestHostPCRs(t *testing.T) {
 		case err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\x1b"):
 			t.Errorf("%s: %v, want %q", name, err, tt.want)
 		}
+	}
+}
+
+// An administrator's token goes to the server that was named, also when that one sends elsewhere.
+func TestTokenFollowsNoRedirect(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it went to the other server") }))
+	defer other.Close()
+	named := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
+	defer named.Close()
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("an administrator's token\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := backupFrom(t.Context(), named.URL, token, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "307") {
+		t.Errorf("%v, want the answer 307", err)
 	}
 }

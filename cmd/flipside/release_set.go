@@ -187,7 +187,7 @@ func backupFrom(ctx context.Context, address, tokenFile string, out io.Writer) e
 		return err
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := straight().Do(req)
 	if err != nil {
 		return fmt.Errorf("backup: %w", err)
 	}
