@@ -348,6 +348,7 @@ func (s *steps) start(f Facts) {
 	case st.Phase == Armed && s.slot(u.ToSlot).Priority == 0 && (newBoot || st.Failures[u.Offer.Version].Held):
 		// Cut short between giving the release up and saving that: nobody has booted it. A boot loader spends tries and leaves the priority.
 		s.note(Ordered, "release %s was given up before it was booted", u.Offer.Version)
+		s.do(Disarm{u.ToSlot}) // its secrets come after its bits
 		s.do(LeaveQueue{"given up"})
 		s.report(omaha.Failed(codeIgnoredPerPolicy))
 		s.forget()

@@ -65,8 +65,8 @@ func oneLine(st updater.Status) string {
 	}, string(st.Phase)+": "+st.Why)
 }
 
-// stuck is how long the engine's loop may stand still. It turns at least once a minute, and no step of it takes longer than the
-// longest time-out of the semaphore.
+// stuck is how long the engine's loop may stand still. It turns at least once a minute. A step of it waits for the semaphore (lock.timeout), and for a
+// writer that makes a slot unbootable: for the disk, and for at most half a minute for trust.unlock.
 const stuck = 2 * time.Minute
 
 // watchdog tells the service manager that the engine is alive, as long as it is. Without WatchdogSec= it does nothing.

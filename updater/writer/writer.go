@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/partition"
@@ -43,6 +44,8 @@ type Writer struct {
 	log   *slog.Logger
 	where Where
 	job   *job // the update under way
+
+	patience time.Duration // with the program that is told of a slot that does not boot any more
 }
 
 // job is an update under way.
@@ -76,7 +79,7 @@ func New(c config.Config, log *slog.Logger) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{conf: c, guard: guard, log: log, where: where}, nil
+	return &Writer{conf: c, guard: guard, log: log, where: where, patience: disarmPatience}, nil
 }
 
 // beginning is a payload of which only the beginning is there.
@@ -343,22 +346,35 @@ func (w *Writer) GoBack(ctx context.Context, b Back) error {
 	return d.GoBack(run, b.Slot, int(w.conf.Slots.Tries))
 }
 
-// Disarm makes a slot unbootable.
+// Disarm makes a slot unbootable, and then tells the host's program for secrets.
 func (w *Writer) Disarm(ctx context.Context, slot string) error {
 	if err := w.idle(); err != nil {
 		return err
 	}
-	w.disarmed(ctx, slot)
 	d, err := OpenDisk(w.conf, w.where.Disk, false)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	return d.MarkBad(slot)
+	if err := d.MarkBad(slot); err != nil {
+		return err
+	}
+	w.disarmed(ctx, slot)
+	return nil
 }
 
+// disarmPatience is how long the program for secrets may take over a slot that does not boot any more. A sick host waits for it before it goes back, and
+// the engine stands still meanwhile.
+const disarmPatience = 30 * time.Second
+
+// disarmed comes after the boot bits: nothing that the program does, or does not do, keeps a bad slot bootable.
 func (w *Writer) disarmed(ctx context.Context, slot string) {
-	if err := w.guard.secrets(ctx, "disarm", slot); err != nil {
+	short, cancel := context.WithTimeout(ctx, w.patience)
+	defer cancel()
+	if err := w.guard.secrets(short, "disarm", slot); err != nil {
+		if short.Err() != nil && ctx.Err() == nil {
+			err = fmt.Errorf("%w: it took longer than %s", err, w.patience)
+		}
 		w.log.Error("the secrets of a slot that does not boot any more stay as they are", "slot", slot, "error", err)
 	}
 }
@@ -380,8 +396,9 @@ func (w *Writer) Stay(ctx context.Context, slot string, booted bool) error {
 	}
 	err = d.Stay(run, slot, tries)
 	if errors.Is(err, partition.ErrTried) {
-		w.disarmed(ctx, slot)
-		err = d.MarkBad(slot)
+		if err = d.MarkBad(slot); err == nil {
+			w.disarmed(ctx, slot)
+		}
 	}
 	return err
 }

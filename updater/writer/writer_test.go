@@ -674,6 +674,54 @@ func TestTheAgentDiesWhileItWaits(t *testing.T) {
 	}
 }
 
+// A program for secrets that hangs keeps no slot bootable, and is not waited for for long.
+func TestDisarmDoesNotWaitForSecrets(t *testing.T) {
+	r := newRig(t)
+	started := filepath.Join(r.dir, "started")
+	r.conf.Trust.Unlock = script(t, "[ $1 = disarm ] || exit 0\ntouch "+started+"\nexec sleep 600\n")
+	c := r.start()
+	r.apply(c, r.payload(r.key, nil))
+	if err := c.Finish(t.Context(), func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.Prepare(t.Context()), c.Arm(t.Context()), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if !r.slot("USR-B").Bootable() {
+		t.Fatal("USR-B is not armed")
+	}
+	w, err := New(r.conf, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.patience = time.Hour
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- w.Disarm(ctx, "USR-B") }()
+	for {
+		if _, err := os.Stat(started); err == nil {
+			break
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("it did not wait: %v", err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	if r.slot("USR-B").Bootable() {
+		t.Error("USR-B is bootable while the program for its secrets runs")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	w.patience = 50 * time.Millisecond
+	if err := w.Disarm(t.Context(), "USR-B"); err != nil {
+		t.Error(err)
+	}
+}
+
 // When the writer ends, everything that the agent asks is an error that says so.
 func TestTheWriterDies(t *testing.T) {
 	near, far, err := Pair()
