@@ -19,7 +19,7 @@ import (
 	"github.com/flipside-linux/flipside/updater/writer"
 )
 
-// assemble builds the engine that c describes, what it aims at, and what releases its connections.
+// assemble builds the engine that c describes, what it aims at, and what releases its connections, and its writer, when the engine has ended.
 func assemble(c config.Config, start writer.Start, log *slog.Logger) (*updater.Engine, *target, func() error, error) {
 	machineID, err := readLine("machine id", c.Host.MachineID)
 	if err != nil {
@@ -117,7 +117,11 @@ func assemble(c config.Config, start writer.Start, log *slog.Logger) (*updater.E
 	if c.Update.Server == config.Disabled {
 		e.Server = noServer{}
 	}
-	return e, goal, closer, nil
+	release := func() error {
+		in.forget() // an engine that ended before it armed what it had written: a writer that is kept would hold the slot
+		return closer()
+	}
+	return e, goal, release, nil
 }
 
 // loadState reads the saved state. One that cannot be read is put aside, not thrown away, and the host goes on from what its disk says.

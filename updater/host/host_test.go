@@ -639,3 +639,30 @@ func TestHostTakesTheNextMirror(t *testing.T) {
 		t.Error("USR-B does not hold the release")
 	}
 }
+
+// An engine that ends between writing a release and arming it leaves no writer behind, which would hold the slot.
+func TestNoWriterIsLeftBehind(t *testing.T) {
+	r := newRig(t)
+	data := r.payload("2.0.0", r.image("2.0.0"), r.key)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(data))
+	}))
+	t.Cleanup(s.Close)
+	slot, _ := r.boot()
+	conf, log := r.config(slot), slog.New(slog.DiscardHandler)
+	start := writer.InProcess(func() (config.Config, error) { return conf, nil }, log)
+	u := updater.Update{
+		Offer:    omaha.Offer{Version: "2.0.0", Size: int64(len(data)), SHA256: sha256.Sum256(data), URLs: []string{s.URL + "/2.0.0.payload"}},
+		FromSlot: "USR-A", ToSlot: "USR-B",
+	}
+	for range 2 {
+		e, _, closer, err := assemble(conf, start, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = e.Installer.Apply(t.Context(), u, func(json.RawMessage) {}, func(updater.Progress) {})
+		if err := errors.Join(err, closer()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
