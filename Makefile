@@ -104,12 +104,12 @@ vm-soak: ## the same with 100 power cuts
 	$(MAKE) vm CUTS=100
 
 vm-short: ## one good update, one that falls back, three power cuts
-	$(MAKE) vm VM_SCENARIOS=update,sick,cuts VM_RELEASES="base good next sick" CUTS=3
+	$(MAKE) vm VM_SCENARIOS=update,sick,cuts VM_RELEASES="base good next third sick" CUTS=3
 
 # Where nothing can be mounted, or nothing installed, it says so and is no failure.
 vm-test: ## one release that fails, one that is good, three power cuts; skipped with the reason where images cannot be built
 	@if why=$$(.ci/can-vm $(VM_PACKAGES)); then \
-	  $(MAKE) --no-print-directory vm VM_SCENARIOS=sick,cuts VM_RELEASES="base good next sick" CUTS=3; \
+	  $(MAKE) --no-print-directory vm VM_SCENARIOS=sick,cuts VM_RELEASES="base good next third sick" CUTS=3; \
 	else echo "virtual machines: skipped: $$why"; fi
 
 install: build ## install programs, units, alert rules and documents into $(DESTDIR)$(PREFIX)

@@ -13,17 +13,21 @@ import (
 	"github.com/flipside-linux/flipside/updater"
 )
 
-// life is a host from its installation to the newest release, with the stages in which its power is cut.
+// life is a host from its installation to the newest release, with the stages in which its power is cut: a list for each release on the way.
 type life struct {
 	number int
-	cuts   []stage
-	tries  int // lives in which the first of the stages never came
+	legs   [][]stage
+	tries  int // lives in which none of these stages came
 }
 
-// deal spreads cuts evenly over the stages and deals them to lives. A cut in a trial boot is a life's last: the host goes back, and does not take that
-// release again. A host whose power goes when the slot is armed is in its trial boot when it comes back: the stages before that do not come again.
-func deal(cuts int, random *rand.Rand) []life {
-	var lives []life
+// legsOfLife is how many releases a host goes through in which its power is cut.
+const legsOfLife = 4
+
+// deal spreads cuts evenly over the stages and deals them to at least as many lives as are lived side by side. A cut in a trial boot is a leg's last: the
+// host goes back, and does not take that release again. A host whose power goes when the slot is armed is in its trial boot when it comes back: the
+// stages before that do not come again.
+func deal(cuts, jobs int, random *rand.Rand) []life {
+	var legs [][]stage
 	for cuts > 0 {
 		n := min(cuts, len(stages))
 		cuts -= n
@@ -56,15 +60,31 @@ func deal(cuts int, random *rand.Rand) []life {
 		}
 		for _, b := range block {
 			inOrder(b)
-			lives = append(lives, life{number: len(lives) + 1, cuts: b})
 		}
+		legs = append(legs, block...)
+	}
+	lives := make([]life, max(min(jobs, len(legs)), (len(legs)+legsOfLife-1)/legsOfLife))
+	for i, leg := range legs {
+		n := i * len(lives) / len(legs)
+		lives[n].number, lives[n].legs = n+1, append(lives[n].legs, leg)
+	}
+	for _, l := range lives { // what a host comes out of on the new release is last: then it needs no other one to go on to
+		slices.SortStableFunc(l.legs, func(a, b []stage) int { return onTrial(b) - onTrial(a) })
 	}
 	return lives
 }
 
+// onTrial is 1 for a leg that ends in a trial boot, and otherwise 0.
+func onTrial(leg []stage) int {
+	if slices.Contains(trialStages, leg[len(leg)-1]) {
+		return 1
+	}
+	return 0
+}
+
 // cuts lets hosts update, several side by side, and cuts their power in every stage on the way.
 func cuts(ctx context.Context, l *lab) error {
-	queue := deal(l.cuts, rand.New(rand.NewPCG(l.seed, 0)))
+	queue := deal(l.cuts, l.jobs, rand.New(rand.NewPCG(l.seed, 0)))
 	var (
 		mu   sync.Mutex
 		errs []error
@@ -93,7 +113,7 @@ func cuts(ctx context.Context, l *lab) error {
 				if err != nil {
 					errs = append(errs, err)
 				}
-				if len(left.cuts) > 0 {
+				if len(left.legs) > 0 {
 					last++
 					left.number = last
 					queue = append(queue, left)
@@ -108,10 +128,13 @@ func cuts(ctx context.Context, l *lab) error {
 
 // live plays a life. It returns the stages that did not come, as another life.
 func (n life) live(ctx context.Context, l *lab) (left life, err error) {
-	base, err1 := l.release("base")
-	good, err2 := l.release("good")
-	if err := errors.Join(err1, err2); err != nil {
+	base, err := l.release("base")
+	if err != nil {
 		return left, err
+	}
+	later := l.later()
+	if len(later) < 2 {
+		return left, errors.New("power cuts need two releases after the first one")
 	}
 	name := fmt.Sprintf("cuts-%d", n.number)
 	if err := l.publish(ctx, name, base); err != nil {
@@ -129,58 +152,78 @@ func (n life) live(ctx context.Context, l *lab) (left life, err error) {
 	if err := m.until(ctx, bootLimit, "the host is up on release "+base.version, confirmed(base.version)); err != nil {
 		return left, err
 	}
-	if err := l.publish(ctx, name, good); err != nil {
-		return left, err
-	}
-	// A power cut in a trial boot takes the host back: that release has failed here, until a person says otherwise.
-	failed := func(v view) bool {
-		_, failed := v.status.Quarantine[good.version]
-		return v.up && v.status.Phase == updater.Idle && failed
-	}
-	over := func(v view) bool { return confirmed(good.version)(v) || failed(v) }
-	for i, s := range n.cuts {
-		came, err := m.cutIn(ctx, s, over)
-		if err != nil {
-			return left, err
-		}
-		if !came {
-			left = life{cuts: n.cuts[i:]}
-			if i == 0 {
-				left.tries = n.tries + 1
-			}
-			if left.tries == 3 {
-				return left, fmt.Errorf("%s: in %d lives of a host nobody has seen it in stage %q", m.name, left.tries, s)
-			}
-			l.say("%s: it is through before stage %s has come: another one gets that", m.name, s)
+	runs, newest, failed, seen := base, base, false, 0
+	for i, leg := range n.legs {
+		if i == len(later)-1 { // the last release is there to go on to
+			left.legs = append(left.legs, n.legs[i:]...)
 			break
 		}
-		if err := m.comesBack(ctx, base.version, good.version); err != nil {
-			if ctx.Err() == nil {
-				l.lose()
-			}
+		newest = later[i]
+		var missed []stage
+		if missed, failed, err = m.leg(ctx, leg, runs, newest); err != nil {
 			return left, err
+		}
+		if seen += len(leg) - len(missed); len(missed) > 0 {
+			left.legs = append(left.legs, missed)
+		}
+		if !failed {
+			runs = newest
+		} else if i == min(len(n.legs), len(later)-1)-1 {
+			newest = later[i+1]
+		}
+	}
+	if len(left.legs) > 0 && seen == 0 {
+		if left.tries = n.tries + 1; left.tries == 3 {
+			return left, fmt.Errorf("%s: in %d lives of a host nobody has seen it in stage %q", m.name, left.tries, left.legs[0][0])
 		}
 	}
 	// And it goes on, to the newest release that there is.
-	newest := good
-	if err := m.until(ctx, updateLimit, "the update is through", over); err != nil {
-		return left, err
-	}
-	if failed(m.view()) {
-		if newest, err = l.release("next"); err != nil {
-			return left, err
-		}
+	if failed {
 		if err := l.publish(ctx, name, newest); err != nil {
 			return left, err
 		}
-	}
-	if err := m.until(ctx, updateLimit, "the host runs the newest release, "+newest.version+", confirmed", confirmed(newest.version)); err != nil {
-		return left, err
+		if err := m.until(ctx, updateLimit, "the host runs the newest release, "+newest.version+", confirmed", confirmed(newest.version)); err != nil {
+			return left, err
+		}
 	}
 	if err := m.offOn(ctx, newest.version); err != nil {
 		return left, err
 	}
 	return left, os.Remove(m.disk())
+}
+
+// leg lets a host go from one release to another, and cuts its power on the way. A power cut in a trial boot takes it back: that release has failed
+// here, until a person says otherwise. It returns the stages that did not come.
+func (m *machine) leg(ctx context.Context, in []stage, from, to *release) (missed []stage, failed bool, err error) {
+	if err := m.lab.publish(ctx, m.name, to); err != nil {
+		return nil, false, err
+	}
+	back := func(v view) bool {
+		_, failed := v.status.Quarantine[to.version]
+		return v.up && v.status.Phase == updater.Idle && failed
+	}
+	over := func(v view) bool { return confirmed(to.version)(v) || back(v) }
+	for i, s := range in {
+		came, err := m.cutIn(ctx, s, over)
+		if err != nil {
+			return nil, false, err
+		}
+		if !came {
+			m.lab.say("%s: it is through before stage %s has come: another one gets that", m.name, s)
+			missed = in[i:]
+			break
+		}
+		if err := m.comesBack(ctx, from.version, to.version); err != nil {
+			if ctx.Err() == nil {
+				m.lab.lose()
+			}
+			return nil, false, err
+		}
+	}
+	if err := m.until(ctx, updateLimit, "the update to "+to.version+" is through", over); err != nil {
+		return nil, false, err
+	}
+	return missed, back(m.view()), nil
 }
 
 // near is how many entries of the record around a change of what boots next are looked at closely.

@@ -8,25 +8,33 @@ import (
 	"testing"
 )
 
-// However many cuts there are, each stage gets as many as the others, a life goes through its stages in order, and a cut in a trial boot is its last.
+// However many cuts there are, each stage gets as many as the others, a host goes through the stages of a leg in order, and a cut in a trial boot is the
+// leg's last. No life is longer than there are releases, and nobody who could live side by side waits.
 func TestDeal(t *testing.T) {
 	for seed := range uint64(50) {
 		for _, n := range []int{0, 1, 2, 3, 7, 14, 30, 100} {
-			total, of := 0, map[stage]int{}
-			for i, l := range deal(n, rand.New(rand.NewPCG(seed, 0))) {
-				if l.number != i+1 || len(l.cuts) == 0 {
+			total, legs, of := 0, 0, map[stage]int{}
+			lives := deal(n, 2, rand.New(rand.NewPCG(seed, 0)))
+			for i, l := range lives {
+				if l.number != i+1 || len(l.legs) == 0 || len(l.legs) > legsOfLife {
 					t.Fatalf("seed %d, %d cuts: life %d is %+v", seed, n, i, l)
 				}
-				for j, s := range l.cuts {
-					total++
-					of[s]++
-					if j < len(l.cuts)-1 && (slices.Contains(trialStages, s) || slices.Index(stages, s) >= slices.Index(stages, l.cuts[j+1])) {
-						t.Fatalf("seed %d, %d cuts: a life with %v", seed, n, l.cuts)
+				for k, leg := range l.legs {
+					legs++
+					if len(leg) == 0 || k > 0 && onTrial(leg) > onTrial(l.legs[k-1]) {
+						t.Fatalf("seed %d, %d cuts: life %d is %+v", seed, n, i, l)
+					}
+					for j, s := range leg {
+						total++
+						of[s]++
+						if j < len(leg)-1 && (slices.Contains(trialStages, s) || slices.Index(stages, s) >= slices.Index(stages, leg[j+1])) {
+							t.Fatalf("seed %d, %d cuts: a leg with %v", seed, n, leg)
+						}
 					}
 				}
 			}
-			if total != n {
-				t.Fatalf("seed %d: %d cuts, want %d", seed, total, n)
+			if total != n || len(lives) < min(2, legs) {
+				t.Fatalf("seed %d: %d cuts in %d lives, want %d", seed, total, len(lives), n)
 			}
 			for _, s := range stages {
 				if of[s] < n/len(stages) || of[s] > n/len(stages)+1 {

@@ -29,9 +29,12 @@ type release struct {
 	size          int64  // of usr, bytes
 }
 
-// readReleases reads the folder of images: base, good, the one after it, and the bad ones.
+// laterReleases are the good ones after base, each newer than the one before. All but the first may be missing.
+var laterReleases = []string{"good", "next", "third", "fourth", "fifth"}
+
+// readReleases reads the folder of images: base, the good ones after it, and the bad ones.
 func (l *lab) readReleases() error {
-	for _, name := range []string{"base", "good", "next", "panic", "hang", "sick"} {
+	for _, name := range append([]string{"base", "panic", "hang", "sick"}, laterReleases...) {
 		dir := filepath.Join(l.images, name)
 		version, err := os.ReadFile(filepath.Join(dir, "version"))
 		if errors.Is(err, os.ErrNotExist) && name != "base" && name != "good" {
@@ -64,6 +67,17 @@ func (l *lab) release(name string) (*release, error) {
 		}
 	}
 	return nil, fmt.Errorf("the release %q was not built", name)
+}
+
+// later returns the good releases after base that were built, the newest last.
+func (l *lab) later() []*release {
+	var list []*release
+	for _, name := range laterReleases {
+		if r, err := l.release(name); err == nil {
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 // whole looks at a disk that is off: what the boot loader would choose must be a whole release, with the kernel that belongs to it. It

@@ -137,7 +137,7 @@ func (l *lab) typical(s stage) time.Duration {
 	if d := l.lasted[s]; d > 0 {
 		return d
 	}
-	return 3 * time.Second
+	return time.Second // not seen yet: early in it is in it
 }
 
 // inOrder sorts stages as an update goes through them.
