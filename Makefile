@@ -85,7 +85,7 @@ powercut: toolchain ## enumerate crash states of a whole update and print the co
 
 VM        ?= dist/vm
 VM_PACKAGES := qemu-system-x86 seabios ovmf mmdebstrap e2fsprogs cryptsetup-bin binutils cpio systemd-boot-efi dosfstools mtools gdisk kmod swtpm
-VM_SCENARIOS ?= update,panic,hang,sick,cuts,table,two,rollback,entries,bls
+VM_SCENARIOS ?= update,panic,hang,sick,cuts,table,journal,two,rollback,entries,bls
 VM_RELEASES ?=
 CUTS      ?= 30
 SEED      ?= 1

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/partition/gptimage"
 	"github.com/flipside-linux/flipside/updater"
 )
 
@@ -20,7 +23,7 @@ const (
 )
 
 var scenarios = map[string]func(context.Context, *lab) error{
-	"update": update, "panic": fallback("panic"), "hang": fallback("hang"), "sick": fallback("sick"), "cuts": cuts, "table": table, "two": two, "rollback": rollback, "entries": entries, "bls": onEntries,
+	"update": update, "panic": fallback("panic"), "hang": fallback("hang"), "sick": fallback("sick"), "cuts": cuts, "table": table, "journal": journal, "two": two, "rollback": rollback, "entries": entries, "bls": onEntries,
 }
 
 var stories = map[string]string{
@@ -30,6 +33,7 @@ var stories = map[string]string{
 	"sick":     "A release that fails its health check: the host falls back",
 	"cuts":     "Power cuts at random moments of an update, of the reboot and of the confirmation",
 	"table":    "A disk whose primary partition table is damaged",
+	"journal":  "A root file system whose journal ends in a record that was written in half",
 	"two":      "Two hosts and one reboot semaphore",
 	"entries":  "Boot entries for systemd-boot: what it starts and counts is what the specification in package bootsim says",
 	"bls":      "A whole system on systemd-boot: a release that fails its health check, and a good one",
@@ -292,6 +296,65 @@ func table(ctx context.Context, l *lab) error {
 		return err
 	}
 	return m.offOn(ctx, good.version)
+}
+
+// journal lets a machine lose power, and spoils the last record of its root file system's journal, as a medium does that does not write a page whole.
+// The kernel refuses to mount that.
+func journal(ctx context.Context, l *lab) error {
+	base, err := l.release("base")
+	if err != nil {
+		return err
+	}
+	m, err := begin(ctx, l, "journal", "journal")
+	if err != nil {
+		return err
+	}
+	if err := m.off(); err != nil {
+		return err
+	}
+	root, err := partitionOf(m.disk(), gptimage.TypeLinux, "ROOT")
+	if err != nil {
+		return err
+	}
+	if err := tearJournal(m.disk(), root.Start, root.Size); err != nil {
+		return fmt.Errorf("tearing the journal of %s: %w", m.name, err)
+	}
+	if err := m.on(ctx); err != nil {
+		return err
+	}
+	resets := 0
+	if err := m.until(ctx, bootLimit, "the host is up with a torn journal", func(v view) bool { resets = v.resets; return v.up }); err != nil {
+		l.lose()
+		return err
+	}
+	if console, err := os.ReadFile(m.path("console")); err != nil || !bytes.Contains(console, []byte("it is checked")) || resets > 0 {
+		return fmt.Errorf("the host is up after %d resets, and did not check its root file system (%v)", resets, err)
+	}
+	return m.offOn(ctx, base.version)
+}
+
+// tearJournal spoils the second half of the last commit record (a block that begins with jbd2's magic number and type 2) of an ext4 journal.
+func tearJournal(disk string, start, size int64) error {
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var head [12]byte
+	last, at := uint32(0), int64(-1)
+	for off := start; off < start+size; off += 4096 {
+		if _, err := f.ReadAt(head[:], off); err != nil {
+			return err
+		}
+		if n := binary.BigEndian.Uint32(head[8:]); binary.BigEndian.Uint32(head[:]) == 0xc03b3998 && binary.BigEndian.Uint32(head[4:]) == 2 && n >= last {
+			last, at = n, off
+		}
+	}
+	if at < 0 {
+		return errors.New("it holds no commit")
+	}
+	_, err = f.WriteAt(bytes.Repeat([]byte{0x55}, 2048), at+2048)
+	return err
 }
 
 func two(ctx context.Context, l *lab) error {
