@@ -265,11 +265,12 @@ func (m *machine) cutIn(ctx context.Context, want stage, over func(view) bool) (
 // cut cuts the power. What was not flushed may be lost. With byWrite it was cut a little earlier: within the writes with which a stage changes what
 // boots next.
 func (m *machine) cut(want stage, byWrite bool) error {
+	seen := m.view().stage // before it ends: a download ends with it
 	if !m.end() {
 		return fmt.Errorf("%s: QEMU ended by itself", m.name)
 	}
 	m.mu.Lock()
-	at, end, seen := m.at, m.at.tape.length(), m.stageNow()
+	at, end := m.at, m.at.tape.length()
 	first := at.firstOf(want)
 	m.mu.Unlock()
 	if byWrite && first >= 0 {
