@@ -116,7 +116,7 @@ func (v *Status) why(now time.Time) string {
 			return fmt.Sprintf("%s; tried again in %s", v.LastError, until(now, v.NextCheck))
 		}
 		if p := v.Progress; p != nil && p.Total > 0 {
-			return fmt.Sprintf("%s release %s to %s: %d %% of %d MiB", p.Step, v.Update.Version, v.Update.Slot, p.Done*100/p.Total, p.Total>>20)
+			return fmt.Sprintf("%s release %s to %s: %d %% of %s", p.Step, v.Update.Version, v.Update.Slot, p.Done*100/p.Total, size(p.Total))
 		}
 		return fmt.Sprintf("taking release %s to %s", v.Update.Version, v.Update.Slot)
 	case Armed:
@@ -244,4 +244,12 @@ func (e *Engine) Hold() string {
 		return e.view.Why
 	}
 	return a.Gate + ": " + strings.TrimPrefix(a.Why, a.Gate+": ")
+}
+
+// size is a number of bytes for people.
+func size(n int64) string {
+	if n < 10<<20 {
+		return fmt.Sprintf("%d KiB", (n+1<<10-1)>>10)
+	}
+	return fmt.Sprintf("%d MiB", n>>20)
 }

@@ -262,7 +262,9 @@ func (in *installer) apply(ctx context.Context, u updater.Update, src payload.So
 	if err := w.Finish(ctx, meter.step); err != nil {
 		return err
 	}
-	meter.step("preparing the secrets of")
+	if t := in.guard.conf.Trust; t.Unlock != "" || len(t.PCRKeys) > 0 || t.PCRPolicy != "" {
+		meter.step("preparing the secrets of")
+	}
 	if path, ok := c.Paths(slot.Label)[writer.PolicyPart]; ok {
 		if err := in.guard.handOn(ctx, offer.Version, path); err != nil {
 			return err
