@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,6 +25,7 @@ type lab struct {
 	jobs        int // machines that lose power side by side
 	cuts        int
 	slow        float64
+	kvm         bool
 	seed        uint64
 	releases    []*release
 
@@ -61,6 +63,7 @@ func newLab(ctx context.Context, images, out string) (*lab, error) {
 	if err := l.readReleases(); err != nil {
 		return nil, err
 	}
+	l.kvm = hasKVM()
 	ok := false
 	defer func() {
 		if !ok {
@@ -91,6 +94,20 @@ func newLab(ctx context.Context, images, out string) (*lab, error) {
 	l.closers = append(l.closers, func() { l.server.Close() })
 	ok = true
 	return l, nil
+}
+
+// hasKVM reports whether the processor runs machines. There are hosts with /dev/kvm whose processor does not: what is there then starts no firmware.
+func hasKVM() bool {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	cpu, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(strings.Fields(string(cpu)), func(flag string) bool { return flag == "vmx" || flag == "svm" })
 }
 
 func (l *lab) close() {

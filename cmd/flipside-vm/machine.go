@@ -82,7 +82,7 @@ func (m *machine) on(ctx context.Context) (err error) {
 	// MiB of translated code; the default grows over reboots. While it is busy the machine's clock goes by the instructions that it has executed, two
 	// nanoseconds each: on a busy host it is slow, and does not know it, so that none of its own time limits ends.
 	accel := []string{"-accel", "tcg,tb-size=256", "-icount", "shift=1"}
-	if _, err := os.Stat("/dev/kvm"); err == nil {
+	if m.lab.kvm {
 		accel = []string{"-accel", "kvm"}
 	}
 	var tpm []string

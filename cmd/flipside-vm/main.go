@@ -71,7 +71,7 @@ func prove(ctx context.Context, images, out string, names []string, cuts, jobs i
 	}
 	defer l.close()
 	l.cuts, l.jobs, l.slow, l.seed = cuts, max(1, jobs), slow, seed
-	l.say("seed %d; limits × %.1f", seed, slow)
+	l.say("seed %d; limits × %.1f; %s", seed, slow, map[bool]string{true: "KVM", false: "software emulation"}[l.kvm])
 	var errs []error
 	for _, n := range names {
 		began := time.Now()
