@@ -58,6 +58,8 @@ type Config struct {
 	RequestTimeout time.Duration // of one call, with all its attempts; 0: 10 s
 	WaiterTTL      time.Duration // how long a place in the queue outlives its host; 0: 5 minutes
 	Keeper         lock.Options  // of the semaphore that New returns
+
+	recheck time.Duration // 0: recheck
 }
 
 // DefaultPrefix is where the keys are.

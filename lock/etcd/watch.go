@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -38,28 +39,90 @@ func (s *Store) Watch(ctx context.Context, group, host string, after int64) erro
 	}
 }
 
-// Follow implements [lock.Store].
+// recheck is how often a follower asks for the state beside its watch.
+const recheck = 30 * time.Second
+
+// version is the state at one time.
+type version struct {
+	mod   int64 // the revision at which it was written, 0 if there is none
+	value string
+}
+
+// Follow implements [lock.Store]. An etcd that was put back from a snapshot may count fewer revisions than were seen before, and says nothing to a watch until it has counted
+// them again. So the state is asked for now and then as well.
 func (s *Store) Follow(ctx context.Context, group string, after int64, changed func(int64) bool) error {
-	watch, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	ch := s.c.Watch(watch, s.state(group), clientv3.WithRev(after+1))
+	var ch clientv3.WatchChan
+	stop := func() {}
+	watch := func(from int64) {
+		stop()
+		var one context.Context
+		one, stop = context.WithCancel(clientv3.WithRequireLeader(ctx))
+		ch = s.c.Watch(one, s.state(group), clientv3.WithRev(from))
+	}
+	defer func() { stop() }()
+	watch(after + 1)
+	look := func() (rev int64, is version, err error) {
+		err = s.try(ctx, func(ctx context.Context) error {
+			resp, err := s.c.Get(ctx, s.state(group))
+			if err != nil {
+				return err
+			}
+			rev, is = resp.Header.Revision, version{}
+			for _, kv := range resp.Kvs {
+				is = version{kv.ModRevision, string(kv.Value)}
+			}
+			return nil
+		})
+		return rev, is, err
+	}
+	var last version
+	asked := false // before that, last is not known: the caller has seen one that was written by after
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-timer.C:
+			timer.Reset(cmp.Or(s.cfg.recheck, recheck))
+			rev, is, err := look()
+			if err != nil {
+				continue // the watch waits for etcd too
+			}
+			back := rev < after
+			if back {
+				watch(rev + 1)
+			}
+			fresh := back || is != last
+			if !back && !asked {
+				fresh = is.mod > after
+			}
+			after, last, asked = rev, is, true
+			if fresh && !changed(rev) {
+				return nil
+			}
 		case resp, ok := <-ch:
 			switch {
 			case !ok:
 				return fmt.Errorf("following group %q: %w: the watch has ended", group, lock.ErrUnavailable)
 			case resp.CompactRevision > 0:
 				after = resp.CompactRevision
-				ch = s.c.Watch(watch, s.state(group), clientv3.WithRev(after))
+				watch(after)
 				if !changed(after) {
 					return nil
 				}
 			case resp.Err() != nil:
 				return fmt.Errorf("following group %q: %w", group, kind(resp.Err()))
 			case len(resp.Events) > 0:
+				after = max(after, resp.Header.Revision)
+				kv := resp.Events[len(resp.Events)-1].Kv
+				if kv.ModRevision <= last.mod {
+					continue // it was found by asking
+				}
+				last, asked = version{kv.ModRevision, string(kv.Value)}, true
+				if resp.Events[len(resp.Events)-1].Type == clientv3.EventTypeDelete {
+					last = version{}
+				}
 				if !changed(resp.Header.Revision) {
 					return nil
 				}
