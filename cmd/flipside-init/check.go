@@ -7,19 +7,23 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// checkLimit is how long a check may keep the watchdog from restarting the machine.
+const checkLimit = time.Hour
+
 // mountRoot mounts the root file system. On a medium that does not write a page whole, a power cut may leave half of the last record of a journal: the
 // kernel then refuses to mount, every time, and wants a check. The slot's own e2fsck mends what needs no person to decide.
-func mountRoot(root, dir, verified string, say func(string, ...any)) error {
+func mountRoot(root, dir, verified, watchdog string, say func(string, ...any)) error {
 	err := unix.Mount(root, dir, "ext4", 0, "")
 	if !errors.Is(err, unix.EUCLEAN) && !errors.Is(err, unix.EBADMSG) {
 		return err
 	}
 	say("the root file system %s: %v: it is checked", root, err)
-	if e := check(root, verified); e != nil {
+	if e := fed(watchdog, checkLimit, func() error { return check(root, verified) }); e != nil {
 		return fmt.Errorf("%w; checking it: %w", err, e)
 	}
 	return unix.Mount(root, dir, "ext4", 0, "")

@@ -133,21 +133,55 @@ const defaultWatchdog = 120 // seconds
 
 // watchdog arms the first watchdog device. It goes on after the device is closed: whoever comes next takes it over, or the machine restarts.
 func watchdog(option string) error {
-	seconds := defaultWatchdog
-	if option != "" {
-		n, err := strconv.Atoi(option)
-		if err != nil || n < 0 {
-			return fmt.Errorf("flipside.watchdog=%q is not a number of seconds", option)
-		}
-		seconds = n
+	seconds, err := watchdogSeconds(option)
+	if seconds == 0 || err != nil {
+		return err
 	}
-	if seconds == 0 {
-		return nil
-	}
-	f, err := os.OpenFile("/dev/watchdog0", os.O_WRONLY, 0)
+	f, err := os.OpenFile(watchdogDevice, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	return unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, seconds)
+}
+
+const watchdogDevice = "/dev/watchdog0"
+
+func watchdogSeconds(option string) (int, error) {
+	if option == "" {
+		return defaultWatchdog, nil
+	}
+	n, err := strconv.Atoi(option)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("flipside.watchdog=%q is not a number of seconds", option)
+	}
+	return n, nil
+}
+
+// fed does something that may take longer than the watchdog waits, and keeps it quiet meanwhile, but not for ever.
+func fed(option string, limit time.Duration, work func() error) error {
+	seconds, err := watchdogSeconds(option)
+	if seconds == 0 || err != nil {
+		return work()
+	}
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		ticker, end := time.NewTicker(time.Duration(seconds)*time.Second/4), time.After(limit)
+		defer ticker.Stop()
+		for {
+			if f, err := os.OpenFile(watchdogDevice, os.O_WRONLY, 0); err == nil {
+				unix.IoctlWatchdogKeepalive(int(f.Fd()))
+				f.Close()
+			}
+			select {
+			case <-done:
+				return
+			case <-end:
+				return
+			case <-ticker.C:
+			}
+		}
+	}()
+	return work()
 }

@@ -42,7 +42,7 @@ func start(options map[string]string, say func(string, ...any)) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := mountRoot(root, dir, verified, say); err != nil {
+	if err := mountRoot(root, dir, verified, options["flipside.watchdog"], say); err != nil {
 		return fmt.Errorf("mounting the root file system %s: %w", root, err)
 	}
 	if err := unix.Mount(verified, dir+"/usr", "ext4", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
