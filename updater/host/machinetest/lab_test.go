@@ -157,9 +157,46 @@ func (l *lab) port(address string) int {
 	return port
 }
 
-// machine boots a machine that runs release 1.0.0 and has Flipside installed and configured, and not started. At each boot after the first, the
-// machine must hold the only slot of the semaphore, if there is one: asked is the etcd itself, by the boot loader.
+// machine boots a machine that runs release 1.0.0 and has Flipside installed and configured, and not started.
 func (l *lab) machine(name, config string) *Machine {
+	l.t.Helper()
+	m := l.bare(name)
+	m.Must(l.install)
+	m.Must(fmt.Sprintf("cat >/etc/flipside/keys.d/release.pem <<'E'\n%sE", l.publicKey()))
+	if l.endpoint != "" {
+		config += fmt.Sprintf("[lock]\nendpoints = [%q]\n", l.endpoint)
+	}
+	m.Must(fmt.Sprintf(`cat >/etc/flipside/flipside.toml <<'E'
+[host]
+alias = %q
+boot_id = "/run/boot-id"
+[update]
+server = "%s/v1/update/"
+app = "test"
+allow_http = true
+first_check = "1ms"
+interval = "5s"
+retry = "1s"
+[slots]
+disk = "/var/lib/flipside/disk.img"
+[health]
+soak = "1s"
+%sE`, name, l.web.URL, config))
+	return m
+}
+
+// publicKey is what the machines pin.
+func (l *lab) publicKey() []byte {
+	der, err := x509.MarshalPKIXPublicKey(l.key.Public())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
+// bare boots a machine that runs release 1.0.0 and has Flipside's package, and not installed it. At each boot after the first, the
+// machine must hold the only slot of the semaphore, if there is one: asked is the etcd itself, by the boot loader.
+func (l *lab) bare(name string) *Machine {
 	l.t.Helper()
 	parts := []gptimage.Partition{
 		{Label: "USR-A", Type: gptimage.TypeUSR, UUID: "7130c94a-213a-4e5a-8e26-6cce9662f132", Size: slotSize, Attributes: gptimage.Attributes(1, 0, true)},
@@ -220,7 +257,6 @@ func (l *lab) machine(name, config string) *Machine {
 	addresses := []string{l.web.URL}
 	if l.endpoint != "" {
 		addresses = append(addresses, l.endpoint)
-		config += fmt.Sprintf("[lock]\nendpoints = [%q]\n", l.endpoint)
 	}
 	forwards := map[int]string{}
 	for _, a := range addresses {
@@ -228,28 +264,6 @@ func (l *lab) machine(name, config string) *Machine {
 	}
 	m := New(l.t, name, forwards, prepare, load)
 	m.Up()
-	m.Must(l.install)
-	der, err := x509.MarshalPKIXPublicKey(l.key.Public())
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	m.Must(fmt.Sprintf("cat >/etc/flipside/keys.d/release.pem <<'E'\n%sE", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
-	m.Must(fmt.Sprintf(`cat >/etc/flipside/flipside.toml <<'E'
-[host]
-alias = %q
-boot_id = "/run/boot-id"
-[update]
-server = "%s/v1/update/"
-app = "test"
-allow_http = true
-first_check = "1ms"
-interval = "5s"
-retry = "1s"
-[slots]
-disk = "/var/lib/flipside/disk.img"
-[health]
-soak = "1s"
-%sE`, name, l.web.URL, config))
 	return m
 }
 
