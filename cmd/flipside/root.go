@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/flipside-linux/flipside/omaha/server"
 )
 
 // Exit codes of flipside. They are part of its interface: scripts may rely on them.
@@ -158,6 +160,8 @@ func exitCode(ctx context.Context, err error) int {
 		return exitUsage
 	case errors.Is(err, os.ErrPermission):
 		return exitPermitted
+	case errors.Is(err, server.ErrLocked):
+		return exitBusy
 	}
 	return exitFailed
 }

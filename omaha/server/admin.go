@@ -147,8 +147,11 @@ func (s *Server) order(w http.ResponseWriter, r *http.Request, p Publisher) {
 		return
 	}
 	name := r.PathValue("name")
-	c, err := p.Apply(name, o)
+	_, err := p.Apply(name, o)
 	switch {
+	case errors.Is(err, ErrLocked):
+		s.refuse(w, http.StatusServiceUnavailable, "%s", clean(err.Error()))
+		return
 	case errors.Is(err, ErrUnknown):
 		s.refuse(w, http.StatusNotFound, "%s", clean(err.Error()))
 		return
@@ -160,7 +163,7 @@ func (s *Server) order(w http.ResponseWriter, r *http.Request, p Publisher) {
 		s.refuse(w, http.StatusInternalServerError, "the change is written and cannot be read back")
 		return
 	}
-	s.writeJSON(w, channelDoc{"flipside.channel/v1", name, c})
+	s.writeJSON(w, channelDoc{"flipside.channel/v1", name, s.channels(s.catalog.Load())[name]})
 }
 
 const (
@@ -192,6 +195,8 @@ func uploadStatus(err error) int {
 		return http.StatusForbidden
 	case errors.Is(err, ErrExists):
 		return http.StatusConflict
+	case errors.Is(err, ErrLocked):
+		return http.StatusServiceUnavailable
 	}
 	return http.StatusBadRequest
 }

@@ -67,6 +67,7 @@ type channelInfo struct {
 
 func (s *Server) listChannels(w http.ResponseWriter, _ *http.Request) {
 	c := s.catalog.Load()
+	channels := s.channels(c)
 	hosts := map[string]int{}
 	s.mu.Lock()
 	for _, h := range s.hosts {
@@ -74,7 +75,7 @@ func (s *Server) listChannels(w http.ResponseWriter, _ *http.Request) {
 	}
 	s.mu.Unlock()
 	out := []channelInfo{}
-	for name, ch := range c.channels {
+	for name, ch := range channels {
 		out = append(out, channelInfo{
 			Name: name, Version: ch.Version, Size: c.releases[ch.Version].Size, Moved: ch.Moved, Floors: ch.Floors,
 			Rollout: ch.Words(), Halted: ch.Halted(), Hosts: hosts[name],
@@ -96,7 +97,7 @@ type channelDoc struct {
 
 func (s *Server) showChannel(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
-	ch, ok := s.catalog.Load().channels[name]
+	ch, ok := s.channels(s.catalog.Load())[name]
 	if !ok {
 		s.refuse(w, http.StatusNotFound, "there is no channel %q", clean(name))
 		return
@@ -164,7 +165,7 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 		if ro == nil || ro.Version != ch.Version {
 			ro = (&rollout{Version: ch.Version}).filled()
 		}
-		p.Hold = s.held(&h, ch, ro, rel, q.Get("prefix"), now)
+		p.Hold = s.held(&h, ro.Stop.on(ch), ro, rel, q.Get("prefix"), now)
 		s.mu.Unlock()
 	}
 	s.writeJSON(w, p)

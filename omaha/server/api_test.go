@@ -254,6 +254,15 @@ func TestOpenAPI(t *testing.T) {
 		t.Errorf("an upload: %d %s", code, body)
 	}
 	c.do("PUT", upload, "secret", octets, payload(8))
+	unlock, err := l.publish.lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.publish.patience = time.Millisecond
+	c.do("POST", order, "secret", js, `{"action":"pause"}`)
+	c.do("PUT", upload, "secret", octets, payload(7))
+	l.publish.patience = 0
+	unlock()
 	c.do("GET", "/v1/admin/backup", "", "", "")
 	c.do("GET", "/v1/admin/backup", "secret", "", "")
 	if ch, ok := l.catalog.Load().channels["edge"]; !ok || ch.Version != "1.3.0" {

@@ -41,7 +41,10 @@ type Channel struct {
 
 	Mirrored string `toml:"mirrored,omitempty" json:"mirrored,omitempty"` // what the server that this channel is mirrored from held last
 
-	Stopped string `toml:"stopped,omitempty" json:"stopped,omitempty"` // why the server stopped the rollout by itself
+	// Resumed is when somebody moved the channel or resumed its rollout last. That lifts what the server had stopped before.
+	Resumed time.Time `toml:"resumed,omitempty" json:"resumed,omitzero"`
+	// Stopped is why the server stopped the rollout by itself. It keeps that itself; in a channel's file it is from a server that did not yet.
+	Stopped string `toml:"stopped,omitempty" json:"stopped,omitempty"`
 }
 
 // duration reads one of the channel's times; check has seen that it can be read.

@@ -34,7 +34,7 @@ func (s *Server) dashboard() {
 		if !ok {
 			v.Title, code = "unknown host", http.StatusNotFound
 		} else {
-			v.Channel, v.Holds = s.catalog.Load().channels[d.Host.Channel], d.Host.Channel != ""
+			v.Channel, v.Holds = s.channels(s.catalog.Load())[d.Host.Channel], d.Host.Channel != ""
 		}
 		s.page(w, pages.Lookup("host.html"), code, v)
 	})

@@ -13,6 +13,10 @@
 // that a reader (or a crash) between any two sees either the old state or the new one. A running server notices the
 // files by itself. A file that cannot be read leaves the last good state in force and shows in the status.
 //
+// What the server decides is its own: that a rollout went wrong and is stopped holds from the moment of the decision, in memory, whether or not a disk
+// takes it. It is saved in state.db with the failures that it follows from, and DIR/stopped.toml tells it those who read the directory. Only a later
+// "resumed" in the channel's file lifts it, which moving the channel and resuming the rollout write: no absence of anything does.
+//
 // # A host's state
 //
 // It follows from the events that the host sends: granted, downloading, downloaded, installed, complete, failed. A

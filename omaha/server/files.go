@@ -1,21 +1,46 @@
 package server
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 )
 
+// folders are what a release directory is made of.
+func folders() []string { return []string{"channels", "releases", "deltas", "payloads"} }
+
 func makeDirs(dir string) error {
-	for _, sub := range []string{"channels", "releases", "deltas", "payloads"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, sub := range folders() {
+		if err := makeDir(filepath.Join(dir, sub)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// makeDir makes a folder that belongs to whom the one above belongs.
+func makeDir(path string) error {
+	err := os.Mkdir(path, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return inherit(f, filepath.Dir(path))
 }
 
 // payload serves the file of a published release, whole or in ranges. Only names from the catalog reach the file system.
@@ -48,7 +73,7 @@ type Status struct {
 	Hosts    []Host             `json:"hosts"`
 	Failures []Failure          `json:"failures"`
 	Activity []Activity         `json:"activity"` // what hosts did last, newest first
-	Problems []string           `json:"problems"` // files of the directory that cannot be used
+	Problems []string           `json:"problems"` // files of the directory that cannot be used, and what cannot be written
 }
 
 // Failure is a host's last failed update, in words.
@@ -65,11 +90,8 @@ type Failure struct {
 func (s *Server) Status() Status {
 	c := s.catalog.Load()
 	st := Status{
-		Schema: "flipside.serve-status/v1", Time: s.opt.Now().UTC(), Channels: c.channels,
-		Hosts: s.Hosts(), Failures: []Failure{}, Problems: slices.Clone(c.problems),
-	}
-	if st.Problems == nil {
-		st.Problems = []string{}
+		Schema: "flipside.serve-status/v1", Time: s.opt.Now().UTC(), Channels: s.channels(c),
+		Hosts: s.Hosts(), Failures: []Failure{}, Problems: s.problems(c),
 	}
 	s.mu.Lock()
 	st.Activity = append([]Activity{}, s.history.Activity...)

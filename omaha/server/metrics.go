@@ -51,6 +51,10 @@ func stoppedDesc() *prometheus.Desc {
 	return prometheus.NewDesc("flipside_channel_halted", "1 for a channel whose rollout is paused or was stopped.", []string{"channel", "version"}, nil)
 }
 
+func problemsDesc() *prometheus.Desc {
+	return prometheus.NewDesc("flipside_problems", "What somebody has to look after: files that cannot be used, and what the server cannot write. The page names them.", nil, nil)
+}
+
 func bootsDesc() *prometheus.Desc {
 	return prometheus.NewDesc("flipside_host_boots",
 		"Hosts by what the TPM's proof of their last boot says: as_released, differs, unjudged (nobody has said what the release measures), refused, unproven.",
@@ -62,6 +66,7 @@ func (f fleet) Describe(ch chan<- *prometheus.Desc) {
 	ch <- hostsDesc()
 	ch <- stoppedDesc()
 	ch <- bootsDesc()
+	ch <- problemsDesc()
 }
 
 // Collect is part of prometheus.Collector.
@@ -86,9 +91,10 @@ func (f fleet) Collect(ch chan<- prometheus.Metric) {
 	for k, n := range boots {
 		ch <- prometheus.MustNewConstMetric(bootsDesc(), prometheus.GaugeValue, float64(n), k[0], k[1])
 	}
-	for name, c := range c.channels {
+	ch <- prometheus.MustNewConstMetric(problemsDesc(), prometheus.GaugeValue, float64(len(f.s.problems(c))))
+	for name, c := range f.s.channels(c) {
 		halted := 0.0
-		if c.Paused || c.Stopped != "" {
+		if c.Halted() != "" {
 			halted = 1
 		}
 		ch <- prometheus.MustNewConstMetric(stoppedDesc(), prometheus.GaugeValue, halted, name, c.Version)

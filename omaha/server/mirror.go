@@ -101,6 +101,9 @@ const followRetry = time.Minute
 // logged and tried again; what hosts get does not depend on it.
 func (s *Server) Follow(ctx context.Context, up Upstream, channels []string, every time.Duration) {
 	failures := 0
+	s.mu.Lock()
+	s.changes = true
+	s.mu.Unlock()
 	for {
 		wait, err := every, error(nil)
 		for _, name := range channels {

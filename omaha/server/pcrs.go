@@ -121,7 +121,7 @@ func (p *Publisher) Measure(version string, edit func(PCRs) (PCRs, error)) (PCRs
 	path := filepath.Join(p.Dir, "pcrs", version+".toml")
 	if len(now) == 0 {
 		err = os.Remove(path)
-	} else if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
+	} else if err = makeDir(filepath.Dir(path)); err == nil {
 		err = writeTOML(path, pcrFile{now}, pcrHead)
 	}
 	if err != nil {
@@ -213,6 +213,6 @@ func (s *Server) remeasure(c *catalog) {
 		}
 	}
 	for name, r := range anew {
-		s.stop(name, r)
+		s.stop(name, c.channels[name], r)
 	}
 }

@@ -231,9 +231,10 @@ func (s *Server) proven(id string, ev Evidence, at, now time.Time) error {
 	}
 	h.Proof = &p
 	s.touch(h)
-	s.measured(h)
-	if r := s.rollouts[h.Channel]; r != nil {
-		s.stop(h.Channel, r)
+	if ch, ok := s.catalog.Load().channels[h.Channel]; ok {
+		r := s.of(h.Channel, ch)
+		s.measured(h)
+		s.stop(h.Channel, ch, r)
 	}
 	return nil
 }

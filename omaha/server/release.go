@@ -92,7 +92,9 @@ type Publisher struct {
 	Dir string
 	Now func() time.Time // nil for the real clock
 	// Who is written into the audit log beside each change.
-	Who string
+	Who      string
+	patience time.Duration // with which the lock is waited for; 0 is lockWait
+
 	// Verify looks at a payload before it is published, such as at its signature; nil accepts any well-formed one. For a whole payload, which must be no
 	// delta, of is nil.
 	Verify func(ctx context.Context, path string, of *Delta) error
@@ -200,7 +202,7 @@ func (r Release) file() string {
 // store copies the payload and writes the release's file, in this order: a release always finds its payload.
 func (p *Publisher) store(ctx context.Context, src io.Reader, rel Release, header payloadHeader) (Release, error) {
 	rel.Payload = filepath.Base(rel.file()) + ".payload"
-	tmp, err := renameio.NewPendingFile(filepath.Join(p.Dir, "payloads", rel.Payload), renameio.WithPermissions(0o644))
+	tmp, err := pending(filepath.Join(p.Dir, "payloads", rel.Payload))
 	if err != nil {
 		return Release{}, err
 	}
@@ -246,7 +248,8 @@ func (p *Publisher) Move(channel, version string) (Channel, error) {
 			if c.Version != "" {
 				c.Previous = append([]string{c.Version}, c.Previous...)[:min(len(c.Previous)+1, 10)]
 			}
-			c.Version, c.Stopped = version, ""
+			c.Version = version
+			c.resume(p.now())
 		}
 		c.Moved = p.now().UTC().Truncate(time.Second)
 		return nil
@@ -258,7 +261,7 @@ func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, 
 	if !namePattern.MatchString(channel) {
 		return Channel{}, fmt.Errorf("channel %q is not a plain name", channel)
 	}
-	if err := os.MkdirAll(filepath.Join(p.Dir, "channels"), 0o755); err != nil {
+	if err := makeDirs(p.Dir); err != nil {
 		return Channel{}, err
 	}
 	unlock, err := p.lock()
@@ -279,10 +282,13 @@ func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, 
 	if err := writeTOML(filepath.Join(p.Dir, "channels", channel+".toml"), c, channelHead); err != nil {
 		return Channel{}, err
 	}
-	return c, p.audit("channel", map[string]any{"channel": channel, "state": c})
+	if err := p.audit("channel", map[string]any{"channel": channel, "state": c}); err != nil {
+		return c, err
+	}
+	return p.stopped(channel, c)
 }
 
-// Channel reads a channel's file.
+// Channel reads a channel's file, and whether the server has stopped the rollout.
 func (p *Publisher) Channel(name string) (Channel, error) {
 	if !namePattern.MatchString(name) {
 		return Channel{}, fmt.Errorf("channel %q is not a plain name", name)
@@ -291,7 +297,10 @@ func (p *Publisher) Channel(name string) (Channel, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return c, fmt.Errorf("channel %q: %w", name, ErrUnknown)
 	}
-	return c, err
+	if err != nil {
+		return c, err
+	}
+	return p.stopped(name, c)
 }
 
 // Rollback moves a channel back to the version it held before. With downgrade it is offered to newer hosts as well.
@@ -304,7 +313,8 @@ func (p *Publisher) Rollback(name string, downgrade bool) (Channel, error) {
 			return fmt.Errorf("channel %s has held no other version: %w", name, ErrUnknown)
 		}
 		c.Version, c.Previous = c.Previous[0], c.Previous[1:]
-		c.Stopped, c.Downgrade, c.Moved = "", downgrade, p.now().UTC().Truncate(time.Second)
+		c.resume(p.now())
+		c.Downgrade, c.Moved = downgrade, p.now().UTC().Truncate(time.Second)
 		return nil
 	})
 }
@@ -317,7 +327,7 @@ func (p *Publisher) Pause(name string, pause bool) (Channel, error) {
 	return p.Change(name, func(c *Channel) error {
 		c.Paused = pause
 		if !pause {
-			c.Stopped = ""
+			c.resume(p.now())
 		}
 		return nil
 	})
@@ -400,10 +410,31 @@ func writeTOML(path string, v any, head string) error {
 	if err := toml.NewEncoder(&b).Encode(v); err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(path, b.Bytes(), 0o644); err != nil {
+	f, err := pending(path)
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	if _, err := f.Write(b.Bytes()); err != nil {
+		return err
+	}
+	if err := f.CloseAtomicallyReplace(); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// pending begins a file that takes its place whole.
+func pending(path string) (*renameio.PendingFile, error) {
+	folder := filepath.Dir(path)
+	f, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o644), renameio.WithTempDir(folder))
+	if err != nil {
+		return nil, err
+	}
+	if err := inherit(f.File, folder); err != nil {
+		return nil, errors.Join(err, f.Cleanup())
+	}
+	return f, nil
 }
 
 func syncDir(path string) error {

@@ -19,7 +19,7 @@ type rollout struct {
 	Differs  map[string]bool `json:"differs,omitempty"`  // hosts whose boot measured something else than the release
 	Measured PCRs            `json:"measured,omitempty"` // what the release was said to measure when all hosts were last looked at
 	Done     int             `json:"done,omitempty"`     // hosts that came up with it
-	Stopped  bool            `json:"stopped,omitempty"`  // it was stopped when last looked at
+	Stop     Stop            `json:"stop,omitzero"`      // why it goes no further, if the server stopped it
 
 	active map[string]bool // hosts that update now: follows from the hosts
 }
@@ -34,34 +34,35 @@ func (r *rollout) filled() *rollout {
 	return r
 }
 
-// of returns the rollout of a channel. One that was stopped and is resumed counts its failures from zero again.
+// of returns the rollout of a channel. One that was stopped and is resumed counts its failures from zero again. Server.mu is held.
 func (s *Server) of(channel string, ch Channel) *rollout {
 	r := s.rollouts[channel]
 	if r == nil {
 		r = (&rollout{}).filled()
 		s.rollouts[channel] = r
 	}
-	stopped := ch.Stopped != ""
 	if r.Version != ch.Version {
 		r.Measured = s.catalog.Load().releases[ch.Version].PCRs
 	}
-	if r.Version != ch.Version || (r.Stopped && !stopped) {
-		r.Version, r.Done = ch.Version, 0
+	if r.Version != ch.Version || r.Stop.Why != "" && !r.Stop.holds(ch) {
+		r.Version, r.Done, r.Stop = ch.Version, 0, Stop{}
 		clear(r.Failures)
 		clear(r.Timeouts)
 		clear(r.Differs)
 		s.touchRollout(channel)
+		s.touchStops()
 	}
-	if r.Stopped != stopped {
-		r.Stopped = stopped
+	if ch.Stopped != "" && r.Stop.Why == "" { // by a server that kept it in the channel's file
+		r.Stop = Stop{Version: ch.Version, Why: ch.Stopped, At: s.opt.Now().UTC(), Resumed: ch.Resumed}
 		s.touchRollout(channel)
+		s.touchStops()
 	}
 	return r
 }
 
 // event applies one event to a host. What does not fit the host's state changes nothing, and is acknowledged all the
 // same: a host that repeats itself after a lost answer is right to do so.
-func (s *Server) event(h *Host, e *wire.EventRequest, now time.Time) {
+func (s *Server) event(c *catalog, h *Host, e *wire.EventRequest, now time.Time) {
 	type pair struct{ kind, result int }
 	switch (pair{int(e.Type), int(e.Result)}) {
 	case pair{13, 1}:
@@ -88,10 +89,14 @@ func (s *Server) event(h *Host, e *wire.EventRequest, now time.Time) {
 		}
 		h.Failed, h.FailedAt, h.ErrorCode, h.Failures = version, now, e.ErrorCode, h.Failures+1
 		s.finish(h, Failed, now)
-		if r := s.rollouts[h.Channel]; r != nil && version == r.Version && blamesRelease(e.ErrorCode) {
+		ch, ok := c.channels[h.Channel]
+		if !ok || !blamesRelease(e.ErrorCode) {
+			return
+		}
+		if r := s.of(h.Channel, ch); version == r.Version {
 			r.Failures[h.ID] = true
 			s.touchRollout(h.Channel)
-			s.stop(h.Channel, r)
+			s.stop(h.Channel, ch, r)
 		}
 	}
 }
@@ -158,18 +163,16 @@ func (s *Server) expire(now time.Time) {
 				if h.Target == r.Version {
 					r.Timeouts[id] = true
 					s.touchRollout(name)
-					s.stop(name, r)
+					s.stop(name, ch, r)
 				}
 			}
 		}
 	}
 }
 
-// stop ends a rollout by itself when it went wrong often enough. It writes the reason into the channel's file, so that
-// a restart does not forget it and an operator sees it there.
-func (s *Server) stop(name string, r *rollout) {
-	ch, ok := s.catalog.Load().channels[name]
-	if !ok || ch.Stopped != "" || ch.Version != r.Version {
+// stop ends a rollout by itself when it went wrong often enough: at once, whether or not that can be written anywhere. Server.mu is held.
+func (s *Server) stop(name string, ch Channel, r *rollout) {
+	if r.Stop.holds(ch) || ch.Version != r.Version {
 		return
 	}
 	var why string
@@ -186,22 +189,17 @@ func (s *Server) stop(name string, r *rollout) {
 		return
 	}
 	s.log.Error("rollout stopped", "channel", name, "why", why)
-	r.Stopped = true // when it is not any more, it counts from zero, also if nobody asked in between
+	r.Stop = Stop{Version: r.Version, Why: why, At: s.opt.Now().UTC().Truncate(time.Second), Resumed: ch.Resumed}
 	s.touchRollout(name)
-	if _, err := s.publish.Change(name, func(c *Channel) error { c.Stopped = why; return nil }); err != nil {
-		s.log.Error("the stop could not be written into the channel's file", "channel", name, "error", err)
+	s.touchStops()
+	if s.store != nil {
+		s.store.fresh = append(s.store.fresh, map[string]any{"channel": name, "version": r.Version, "why": why})
 	}
-	// The catalog is read again before the next answer; until then nothing is granted, because the lock is held.
-	if err := s.Reload(); err != nil {
-		s.log.Error("the release directory cannot be read", "error", err)
-	}
+	s.durable()
 }
 
 // decide answers a check: a release, or why there is none ("" when the host has what it should have).
 func (s *Server) decide(c *catalog, h *Host, name string, ch Channel, running semver.Version, prefix string, now time.Time) (*Release, string) {
-	if now := s.catalog.Load(); now != c { // an event of this very request stopped the rollout
-		ch = now.channels[name]
-	}
 	if ch.Version == "" {
 		return nil, fmt.Sprintf("channel %s holds no release", name)
 	}
@@ -227,7 +225,7 @@ func (s *Server) decide(c *catalog, h *Host, name string, ch Channel, running se
 	if !ok {
 		return nil, fmt.Sprintf("release %s is not in the directory", version)
 	}
-	if why := s.held(h, ch, r, rel, prefix, now); why != "" {
+	if why := s.held(h, r.Stop.on(ch), r, rel, prefix, now); why != "" {
 		if !h.State.active() && h.State != Failed {
 			h.set(Held, now)
 		}

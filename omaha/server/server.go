@@ -74,7 +74,9 @@ type Server struct {
 	forgot   time.Time // when forget last looked
 	store    *store    // nil when read-only
 
-	measuredBy *catalog // by which remeasure last looked
+	measuredBy *catalog          // by which remeasure last looked
+	troubles   map[string]string // what the server cannot do, by its part
+	changes    bool              // it publishes or moves channels, for administrators or from upstream
 }
 
 // New opens the directory dir, which is made when it does not exist.
@@ -94,6 +96,7 @@ func New(dir string, opt Options) (*Server, error) {
 	s := &Server{
 		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now, Who: "server", Verify: opt.Verify}, reboots: &reboots{ask: opt.Reboots},
 		hosts: make(map[string]*Host), rollouts: make(map[string]*rollout), canaries: make(map[string]canary),
+		troubles: map[string]string{}, changes: opt.Admins.any(),
 	}
 	s.written.answers = make(map[current][]byte)
 	if s.log == nil {
@@ -124,9 +127,14 @@ func New(dir string, opt Options) (*Server, error) {
 	s.metrics = newMetrics(s)
 	s.dashboard()
 	s.proofs()
+	s.recall()
 	s.mu.Lock()
 	s.remeasure(s.catalog.Load())
 	s.mu.Unlock()
+	if s.store != nil {
+		s.commit(true) // what was found at the start, such as a release that measures something else
+		go s.run()
+	}
 	return s, nil
 }
 
@@ -147,7 +155,6 @@ func (s *Server) open() error {
 	}
 	s.store, s.hosts, s.rollouts = st, hosts, rollouts
 	s.sweep()
-	go s.run()
 	return nil
 }
 

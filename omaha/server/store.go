@@ -28,13 +28,15 @@ type store struct {
 	done chan struct{} // closed when the last commit is through
 
 	// Below Server.mu:
-	dirty    map[string]bool // hosts
-	seen     map[string]bool // hosts of which nothing but the time of their last check is new
-	looked   time.Time       // when those were last written
-	rollouts map[string]bool // channels
-	events   []Activity      // what hosts did
-	waiting  *commit         // the commit that the next waiters share
-	err      error           // of the last commit
+	dirty    map[string]bool  // hosts
+	seen     map[string]bool  // hosts of which nothing but the time of their last check is new
+	looked   time.Time        // when those were last written
+	rollouts map[string]bool  // channels
+	events   []Activity       // what hosts did
+	stops    bool             // which rollouts are stopped has changed since it was written down
+	fresh    []map[string]any // stops that are not in the audit log yet
+	waiting  *commit          // the commit that the next waiters share
+	err      error            // of the last commit
 }
 
 // commit is one write of everything that is dirty. done is closed when it is on the disk, or err is set.
@@ -155,6 +157,17 @@ func (s *Server) commit(sample bool) {
 	clear(st.rollouts)
 	events := st.events
 	st.events = nil
+	var stops map[string]Stop
+	if st.stops {
+		stops = map[string]Stop{}
+		for name, r := range s.rollouts {
+			if r.Stop.Why != "" {
+				stops[name] = r.Stop
+			}
+		}
+	}
+	fresh := st.fresh
+	st.stops, st.fresh = false, nil
 	var past []byte
 	var gone []string
 	if sample {
@@ -176,7 +189,6 @@ func (s *Server) commit(sample bool) {
 		err = st.write(hosts, rollouts, events, past, gone)
 	}
 	if err != nil {
-		s.log.Error("the state could not be written", "error", err)
 		s.mu.Lock()
 		for i := range dirty { // to be tried again with the next commit
 			st.dirty[dirty[i].ID] = true
@@ -188,8 +200,17 @@ func (s *Server) commit(sample bool) {
 		st.events = st.events[max(0, len(st.events)-maxUnwritten):]
 		s.mu.Unlock()
 	}
+	s.tell(stops, fresh)
+	if sample {
+		s.inspect()
+	}
 	s.mu.Lock()
 	st.err = err
+	if err != nil {
+		err = fmt.Errorf("the state cannot be written, so hosts are told nothing new: %w", err)
+	}
+	s.trouble("state", err)
+	err = st.err
 	s.mu.Unlock()
 	c.err = err
 	close(c.done)
@@ -293,6 +314,13 @@ func (s *Server) sighted(h *Host) {
 func (s *Server) touchRollout(name string) {
 	if s.store != nil {
 		s.store.rollouts[name] = true
+	}
+}
+
+// touchStops lets the next commit write down which rollouts are stopped. Server.mu is held.
+func (s *Server) touchStops() {
+	if s.store != nil {
+		s.store.stops = true
 	}
 }
 

@@ -200,7 +200,7 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) (out appD
 		h.Channel = name
 	}
 	for _, e := range req.Events {
-		s.event(h, e, now)
+		s.event(c, h, e, now)
 	}
 	if req.UpdateCheck == nil {
 		return out, nil

@@ -83,7 +83,7 @@ func (s *Server) view(r *http.Request, now time.Time) view {
 	_, isAdmin := s.opt.Admins.who("", r)
 	v := view{
 		Now: now, Admin: s.opt.Admins.any(), Cert: isAdmin, Uploads: s.opt.Verify != nil, Query: clean(q.Get("q")), Message: clean(q.Get("m")), Error: clean(q.Get("e")),
-		Releases: c.sorted(), Problems: c.problems, Semaphore: s.reboots.ask != nil, Keep: map[string]string{}, Deltas: map[string][]Release{},
+		Releases: c.sorted(), Problems: s.problems(c), Semaphore: s.reboots.ask != nil, Keep: map[string]string{}, Deltas: map[string][]Release{},
 	}
 	for key, value := range map[string]string{"channel": f.channel, "class": f.class, "boot": f.boot} {
 		if value != "" {
@@ -97,7 +97,7 @@ func (s *Server) view(r *http.Request, now time.Time) view {
 	}
 
 	channels := map[string]*channelView{}
-	for name, ch := range c.channels {
+	for name, ch := range s.channels(c) {
 		channels[name] = &channelView{Name: name, Channel: ch, Rollout: ch.Words(), Halted: ch.Halted()}
 	}
 	samples := s.look(&v, c, f, channels, now)
@@ -339,9 +339,9 @@ func on(channel string) string {
 // auditWords says in a few words what an entry of the audit log changed.
 func auditWords(e AuditEntry) string {
 	var d struct {
-		Version, From, SHA256, Channel string
-		Size                           int64
-		State                          Channel
+		Version, From, SHA256, Channel, Why string
+		Size                                int64
+		State                               Channel
 	}
 	if json.Unmarshal(e.Detail, &d) != nil {
 		return ""
@@ -351,6 +351,9 @@ func auditWords(e AuditEntry) string {
 	}
 	if e.What == "publish" {
 		return fmt.Sprintf("release %s, %s", d.Version, sizeWords(d.Size))
+	}
+	if e.What == "stop" {
+		return fmt.Sprintf("%s: %s goes no further: %s", d.Channel, d.Version, d.Why)
 	}
 	words := fmt.Sprintf("%s: %s, %s", d.Channel, cmp.Or(d.State.Version, "no release"), d.State.Words())
 	if h := d.State.Halted(); h != "" {
