@@ -61,12 +61,7 @@ the delta, and the whole payload if the delta cannot be used there. A delta must
 			if err != nil {
 				return err
 			}
-			var rel server.Release
-			if from != "" {
-				rel, err = p.AddDelta(cmd.Context(), version, from, args[0])
-			} else {
-				rel, err = p.Add(cmd.Context(), version, args[0])
-			}
+			rel, ch, err := p.Publish(cmd.Context(), server.Release{Version: version, From: from}, args[0], channel)
 			switch {
 			case errors.Is(err, server.ErrExists):
 				hint := "a version never changes once it is published: choose a new version number"
@@ -80,12 +75,6 @@ the delta, and the whole payload if the delta cannot be used there. A delta must
 				return withHint(err, "publish the whole payload first, without --from")
 			case err != nil:
 				return err
-			}
-			ch := server.Channel{}
-			if channel != "" {
-				if ch, err = p.Move(channel, version); err != nil {
-					return err
-				}
 			}
 			if a.json {
 				return a.printJSON(struct {

@@ -210,8 +210,10 @@ func (s *Server) receive(w http.ResponseWriter, r *http.Request, p Publisher, re
 	if err := checkVersion(rel.Version); err != nil {
 		return Release{}, err
 	}
-	if channel != "" && !namePattern.MatchString(channel) {
-		return Release{}, fmt.Errorf("channel %q is not a plain name", clean(channel))
+	if channel != "" {
+		if err := checkChannel(channel); err != nil {
+			return Release{}, err
+		}
 	}
 	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(uploadGrace)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return Release{}, err
@@ -229,14 +231,9 @@ func (s *Server) receive(w http.ResponseWriter, r *http.Request, p Publisher, re
 	if n > maxPayload {
 		return Release{}, fmt.Errorf("the upload is larger than %d bytes", int64(maxPayload))
 	}
-	if rel, err = p.add(r.Context(), rel, f.Name()); err != nil {
+	if rel, _, err = p.Publish(r.Context(), rel, f.Name(), channel); err != nil {
 		// The name of a temporary file means nothing to whoever sent it.
 		return Release{}, renamed{err, f.Name()}
-	}
-	if channel != "" {
-		if _, err := p.Move(channel, rel.Version); err != nil {
-			return rel, err
-		}
 	}
 	return rel, s.Reload()
 }

@@ -80,19 +80,23 @@ func (p *Publisher) Mirror(ctx context.Context, up Upstream, channel string) ([]
 		return nil, fmt.Errorf("mirror %q: it has nothing newer than %s", up.URL, client.Version)
 	}
 	newest, floors := steps[len(steps)-1], steps[:len(steps)-1]
-	// A channel that was moved here since, such as back, stays where somebody put it until upstream moves on.
-	if ch, err := p.Channel(channel); err == nil && (ch.Version == newest || ch.Mirrored == newest) {
-		return fresh, nil
-	}
-	if _, err := p.Move(channel, newest); err != nil {
-		return fresh, err
-	}
 	_, err := p.Change(channel, func(c *Channel) error {
+		// A channel that was moved here since, such as back, stays where somebody put it until upstream moves on.
+		if c.Version == newest || c.Mirrored == newest {
+			return errAsIs
+		}
+		c.move(newest, p.now())
 		c.Floors, c.Mirrored = floors, newest
 		return nil
 	})
+	if errors.Is(err, errAsIs) {
+		err = nil
+	}
 	return fresh, err
 }
+
+// errAsIs is why an edit leaves a channel as it is.
+var errAsIs = errors.New("nothing is to be changed")
 
 // followRetry is how soon a mirror run that failed is tried again; the wait doubles up to the interval.
 const followRetry = time.Minute
@@ -339,12 +343,16 @@ func (p *Publisher) Import(ctx context.Context, r io.Reader) ([]Release, error) 
 			if err := importTOML(tr, &ch); err != nil {
 				return got, fmt.Errorf("import %q: %w", h.Name, err)
 			}
-			channel := strings.TrimSuffix(name, ".toml")
-			if _, err := p.Move(channel, ch.Version); err != nil {
-				return got, err
+			if err := checkVersion(ch.Version); err != nil {
+				return got, fmt.Errorf("import %q: %w", h.Name, err)
 			}
-			if _, err := p.Change(channel, func(c *Channel) error { c.Floors = ch.Floors; return nil }); err != nil {
-				return got, err
+			_, err := p.Change(strings.TrimSuffix(name, ".toml"), func(c *Channel) error {
+				c.move(ch.Version, p.now())
+				c.Floors = ch.Floors
+				return nil
+			})
+			if err != nil {
+				return got, fmt.Errorf("import %q: %w", h.Name, err)
 			}
 			complete = true
 		default:
@@ -371,7 +379,8 @@ func (p *Publisher) importPayload(ctx context.Context, r io.Reader, want Release
 	if sum := hex.EncodeToString(hash.Sum(nil)); sum != want.SHA256 {
 		return Release{}, fmt.Errorf("its payload has SHA-256 %s, and its release says %s", sum, want.SHA256)
 	}
-	return p.add(ctx, Release{Version: want.Version, From: want.From}, f.Name())
+	rel, _, err := p.Publish(ctx, want, f.Name(), "")
+	return rel, err
 }
 
 func importTOML(r io.Reader, v any) error {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,6 +53,13 @@ var (
 
 // namePattern is what a channel may be called: it becomes a file name and travels as an attribute.
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9_-]{1,32})?$`)
+
+func checkChannel(name string) error {
+	if !namePattern.MatchString(name) {
+		return fmt.Errorf("channel %q is not a plain name", name)
+	}
+	return nil
+}
 
 // payloadHeader is what the first bytes of a payload say.
 type payloadHeader struct {
@@ -102,24 +110,34 @@ type Publisher struct {
 
 // Add stores the payload file at path as version. The same file again is not an error; another one is [ErrExists].
 func (p *Publisher) Add(ctx context.Context, version, path string) (Release, error) {
-	return p.add(ctx, Release{Version: version}, path)
+	rel, _, err := p.Publish(ctx, Release{Version: version}, path, "")
+	return rel, err
 }
 
 // AddDelta stores the delta at path that makes a published version out of another one. Hosts that run this other version, and take deltas, are
 // offered it instead of the whole payload.
 func (p *Publisher) AddDelta(ctx context.Context, version, from, path string) (Release, error) {
-	return p.add(ctx, Release{Version: version, From: from}, path)
+	rel, _, err := p.Publish(ctx, Release{Version: version, From: from}, path, "")
+	return rel, err
 }
 
-func (p *Publisher) add(ctx context.Context, rel Release, path string) (Release, error) {
-	fail := func(err error) (Release, error) {
-		if rel.From != "" {
-			return Release{}, fmt.Errorf("publish %s as a delta from %s: %w", rel.Version, rel.From, err)
+// Publish is Add, or AddDelta for what has a From, and then Move of a channel if it has a name; nobody else changes anything in between. Of what only
+// the version and From count.
+func (p *Publisher) Publish(ctx context.Context, what Release, path, channel string) (Release, Channel, error) {
+	rel := Release{Version: what.Version, From: what.From}
+	fail := func(err error) (Release, Channel, error) {
+		if what.From != "" {
+			return Release{}, Channel{}, fmt.Errorf("publish %s as a delta from %s: %w", what.Version, what.From, err)
 		}
-		return Release{}, fmt.Errorf("publish %s: %w", rel.Version, err)
+		return Release{}, Channel{}, fmt.Errorf("publish %s: %w", what.Version, err)
 	}
 	if err := checkVersion(rel.Version); err != nil {
-		return Release{}, err
+		return Release{}, Channel{}, err
+	}
+	if channel != "" {
+		if err := checkChannel(channel); err != nil {
+			return Release{}, Channel{}, err
+		}
 	}
 	src, err := os.Open(path)
 	if err != nil {
@@ -154,17 +172,38 @@ func (p *Publisher) add(ctx context.Context, rel Release, path string) (Release,
 	if err := makeDirs(p.Dir); err != nil {
 		return fail(err)
 	}
-	if rel, err = p.store(ctx, src, rel, header); err != nil {
+	rel.Payload = filepath.Base(rel.file()) + ".payload"
+	tmp, err := pending(filepath.Join(p.Dir, "payloads", rel.Payload))
+	if err != nil {
 		return fail(err)
 	}
-	what := map[string]any{"version": rel.Version, "sha256": rel.SHA256, "size": rel.Size}
-	if rel.From != "" {
-		what["from"] = rel.From
-	}
-	if err := p.audit("publish", what); err != nil {
+	defer tmp.Cleanup()
+	hash, sum1 := sha256.New(), sha1.New()
+	if rel.Size, err = io.Copy(io.MultiWriter(tmp, hash, sum1), &ctxReader{ctx, src}); err != nil {
 		return fail(err)
 	}
-	return rel, nil
+	if err := tmp.Sync(); err != nil { // that takes its time, and is not to be waited for with the lock
+		return fail(err)
+	}
+	rel.SHA256, rel.SHA1 = hex.EncodeToString(hash.Sum(nil)), base64.StdEncoding.EncodeToString(sum1.Sum(nil))
+	rel.MetadataSize, rel.Published = header.metadataSize, p.now().UTC().Truncate(time.Second)
+
+	unlock, err := p.lock()
+	if err != nil {
+		return fail(err)
+	}
+	defer unlock()
+	if rel, err = p.store(tmp, rel); err != nil {
+		return fail(err)
+	}
+	if channel == "" {
+		return rel, Channel{}, nil
+	}
+	ch, err := p.change(channel, func(c *Channel) error { c.move(rel.Version, p.now()); return nil })
+	if err != nil {
+		err = fmt.Errorf("release %s is published, but channel %s does not hold it: %w", rel.Version, channel, err)
+	}
+	return rel, ch, err
 }
 
 // delta finds what a delta must agree with.
@@ -199,67 +238,75 @@ func (r Release) file() string {
 	return filepath.Join("releases", r.Version)
 }
 
-// store copies the payload and writes the release's file, in this order: a release always finds its payload.
-func (p *Publisher) store(ctx context.Context, src io.Reader, rel Release, header payloadHeader) (Release, error) {
-	rel.Payload = filepath.Base(rel.file()) + ".payload"
-	tmp, err := pending(filepath.Join(p.Dir, "payloads", rel.Payload))
-	if err != nil {
+// store puts a payload in its place and writes the release's file, in this order: a release always finds its payload. The lock is held.
+func (p *Publisher) store(payload *renameio.PendingFile, rel Release) (Release, error) {
+	old, err := readFile(p.Dir, rel.file())
+	known := err == nil
+	switch {
+	case known && old.SHA256 != rel.SHA256:
+		return Release{}, fmt.Errorf("%w: %s", ErrExists, old.SHA256)
+	case known && old.Payload != rel.Payload && sameSize(filepath.Join(p.Dir, "payloads", old.Payload), old.Size) == nil:
+		return old, nil // somebody has given the file another name
+	case !known && !errors.Is(err, os.ErrNotExist):
 		return Release{}, err
 	}
-	defer tmp.Cleanup()
-	hash, sum1 := sha256.New(), sha1.New()
-	if rel.Size, err = io.Copy(io.MultiWriter(tmp, hash, sum1), &ctxReader{ctx, src}); err != nil {
-		return Release{}, err
-	}
-	rel.SHA256, rel.SHA1 = hex.EncodeToString(hash.Sum(nil)), base64.StdEncoding.EncodeToString(sum1.Sum(nil))
-	rel.MetadataSize, rel.Published = header.metadataSize, p.now().UTC().Truncate(time.Second)
-	if old, err := readFile(p.Dir, rel.file()); err == nil {
-		if old.SHA256 != rel.SHA256 {
-			return Release{}, fmt.Errorf("%w: %s", ErrExists, old.SHA256)
-		}
-		if info, err := os.Stat(filepath.Join(p.Dir, "payloads", old.Payload)); err == nil && info.Size() == old.Size {
-			return old, nil
-		}
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return Release{}, err
-	}
-	if err := tmp.CloseAtomicallyReplace(); err != nil {
+	if err := payload.CloseAtomicallyReplace(); err != nil { // also of a known release: what is there may be damaged
 		return Release{}, err
 	}
 	if err := syncDir(filepath.Join(p.Dir, "payloads")); err != nil {
 		return Release{}, err
 	}
-	return rel, writeTOML(filepath.Join(p.Dir, rel.file()+".toml"), rel, releaseHead)
+	if known && old.Payload == rel.Payload {
+		rel = old
+	} else if err := writeTOML(filepath.Join(p.Dir, rel.file()+".toml"), rel, releaseHead); err != nil {
+		return Release{}, err
+	}
+	what := map[string]any{"version": rel.Version, "sha256": rel.SHA256, "size": rel.Size}
+	if rel.From != "" {
+		what["from"] = rel.From
+	}
+	return rel, p.audit("publish", what)
+}
+
+// published says whether hosts can be given a version.
+func (p *Publisher) published(version string) error {
+	rel, err := readRelease(p.Dir, version)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("version %q: %w", version, ErrUnknown)
+	}
+	if err != nil {
+		return err
+	}
+	return sameSize(filepath.Join(p.Dir, "payloads", rel.Payload), rel.Size)
+}
+
+// move lets a channel hold a version.
+func (c *Channel) move(version string, now time.Time) {
+	if c.Version != version {
+		if c.Version != "" {
+			c.Previous = append([]string{c.Version}, c.Previous...)[:min(len(c.Previous)+1, 10)]
+		}
+		c.Version = version
+		c.resume(now)
+	}
+	c.Moved = now.UTC().Truncate(time.Second)
 }
 
 // Move lets a channel point at a published version. What else its file says about the rollout stays.
 func (p *Publisher) Move(channel, version string) (Channel, error) {
-	if !namePattern.MatchString(channel) {
-		return Channel{}, fmt.Errorf("channel %q is not a plain name", channel)
+	if err := checkChannel(channel); err != nil {
+		return Channel{}, err
 	}
-	if _, err := readRelease(p.Dir, version); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return Channel{}, fmt.Errorf("move channel %s: version %q: %w", channel, version, ErrUnknown)
-		}
+	if err := p.published(version); err != nil {
 		return Channel{}, fmt.Errorf("move channel %s: %w", channel, err)
 	}
-	return p.Change(channel, func(c *Channel) error {
-		if c.Version != version {
-			if c.Version != "" {
-				c.Previous = append([]string{c.Version}, c.Previous...)[:min(len(c.Previous)+1, 10)]
-			}
-			c.Version = version
-			c.resume(p.now())
-		}
-		c.Moved = p.now().UTC().Truncate(time.Second)
-		return nil
-	})
+	return p.Change(channel, func(c *Channel) error { c.move(version, p.now()); return nil })
 }
 
 // Change reads a channel's file, lets edit change it, and writes it back whole.
 func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, error) {
-	if !namePattern.MatchString(channel) {
-		return Channel{}, fmt.Errorf("channel %q is not a plain name", channel)
+	if err := checkChannel(channel); err != nil {
+		return Channel{}, err
 	}
 	if err := makeDirs(p.Dir); err != nil {
 		return Channel{}, err
@@ -269,15 +316,28 @@ func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, 
 		return Channel{}, err
 	}
 	defer unlock()
+	return p.change(channel, edit)
+}
+
+// change is Change for who holds the lock. What a channel comes to name has to be there: a server would take a file that names nothing for a mistake.
+func (p *Publisher) change(channel string, edit func(*Channel) error) (Channel, error) {
 	c, err := readChannel(p.Dir, channel)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return Channel{}, err
 	}
+	old := c
 	if err := edit(&c); err != nil {
 		return Channel{}, err
 	}
 	if err := c.check(); err != nil {
 		return Channel{}, fmt.Errorf("channel %s: %w", channel, err)
+	}
+	for _, version := range append([]string{c.Version}, c.Floors...) {
+		if version != "" && version != old.Version && !slices.Contains(old.Floors, version) {
+			if err := p.published(version); err != nil {
+				return Channel{}, fmt.Errorf("channel %s: %w", channel, err)
+			}
+		}
 	}
 	if err := writeTOML(filepath.Join(p.Dir, "channels", channel+".toml"), c, channelHead); err != nil {
 		return Channel{}, err
@@ -290,8 +350,8 @@ func (p *Publisher) Change(channel string, edit func(*Channel) error) (Channel, 
 
 // Channel reads a channel's file, and whether the server has stopped the rollout.
 func (p *Publisher) Channel(name string) (Channel, error) {
-	if !namePattern.MatchString(name) {
-		return Channel{}, fmt.Errorf("channel %q is not a plain name", name)
+	if err := checkChannel(name); err != nil {
+		return Channel{}, err
 	}
 	c, err := readChannel(p.Dir, name)
 	if errors.Is(err, os.ErrNotExist) {

@@ -190,11 +190,7 @@ func (s *Server) SetPublicURL(raw string) error {
 
 // Publish stores the payload file at path as version and moves channel to it. Hosts get it from their next check on.
 func (s *Server) Publish(ctx context.Context, channel, version, path string) (Release, error) {
-	rel, err := s.publish.Add(ctx, version, path)
-	if err != nil {
-		return rel, err
-	}
-	_, err = s.publish.Move(channel, version)
+	rel, _, err := s.publish.Publish(ctx, Release{Version: version}, path, channel)
 	return rel, errors.Join(err, s.Reload())
 }
 

@@ -1,0 +1,114 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Several publish the same version at the same moment, each with a payload of its own: one of them wins, with its payload and its digest, and the others are told.
+func TestPublishTogether(t *testing.T) {
+	p := &Publisher{Dir: t.TempDir()}
+	const publishers = 4
+	var payloads [publishers]string
+	for i := range payloads {
+		payloads[i] = fakePayload(t, byte(i+1), 100_000)
+	}
+	for round := range 15 {
+		version := fmt.Sprintf("1.%d.0", round)
+		var wg sync.WaitGroup
+		var errs [publishers]error
+		begin := make(chan struct{})
+		for i := range publishers {
+			wg.Go(func() {
+				<-begin
+				_, errs[i] = p.Add(context.Background(), version, payloads[i])
+			})
+		}
+		close(begin)
+		wg.Wait()
+		won := 0
+		for i, err := range errs {
+			switch {
+			case err == nil:
+				won++
+			case !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), "publish "+version):
+				t.Errorf("%s: publisher %d: %v", version, i, err)
+			}
+		}
+		if won != 1 {
+			t.Errorf("%s: %d of %d publishers were told that they published it", version, won, publishers)
+		}
+		rel, err := readRelease(p.Dir, version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(filepath.Join(p.Dir, "payloads", rel.Payload))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != rel.SHA256 {
+			t.Errorf("%s: the payload has digest %x, the release says %s", version, sum, rel.SHA256)
+		}
+	}
+}
+
+// The same release published again mends a payload that was damaged since.
+func TestPublishMends(t *testing.T) {
+	p := &Publisher{Dir: t.TempDir()}
+	file := fakePayload(t, 1, 1000)
+	rel, err := p.Add(t.Context(), "1.0.0", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(p.Dir, "payloads", rel.Payload)
+	if err := os.WriteFile(path, make([]byte, 1000), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Add(t.Context(), "1.0.0", file); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != string(want) {
+		t.Errorf("the payload is still another one: %v", err)
+	}
+}
+
+// A channel names only what is there.
+func TestChannelNamesWhatIsThere(t *testing.T) {
+	p := &Publisher{Dir: t.TempDir()}
+	for i, version := range []string{"1.0.0", "1.1.0"} {
+		if _, _, err := p.Publish(t.Context(), Release{Version: version}, fakePayload(t, byte(i), 1000), "stable"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set := func(edit func(c *Channel)) error {
+		_, err := p.Change("stable", func(c *Channel) error { edit(c); return nil })
+		return err
+	}
+	if err := set(func(c *Channel) { c.Floors = []string{"1.0.0"} }); err != nil {
+		t.Error(err)
+	}
+	if err := set(func(c *Channel) { c.Floors = []string{"1.0.0", "1.0.5"} }); !errors.Is(err, ErrUnknown) {
+		t.Errorf("a floor that nobody has published: %v", err)
+	}
+	if err := os.Remove(filepath.Join(p.Dir, "payloads", "1.0.0.payload")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Move("stable", "1.0.0"); err == nil {
+		t.Error("the channel moved to a release without its payload")
+	}
+	if err := set(func(c *Channel) { c.Paused = true }); err != nil {
+		t.Errorf("a channel with a floor that is gone cannot be paused: %v", err)
+	}
+}
