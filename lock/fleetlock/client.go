@@ -26,8 +26,9 @@ type Client struct {
 	timeout time.Duration
 	pause   func(ctx context.Context, d time.Duration) error
 
-	mu    sync.Mutex
-	after time.Duration // what the server last asked us to wait
+	mu     sync.Mutex
+	after  time.Duration         // what the server last asked us to wait
+	claims map[string]lock.Claim // by group and host: what was asked for last, until it is given back
 }
 
 var _ lock.Semaphore = (*Client)(nil)
@@ -45,10 +46,12 @@ func New(base string, opt Options) (*Client, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("%w FleetLock server %q: want an http or https URL", lock.ErrInvalid, base)
 	}
-	c := &Client{base: strings.TrimRight(base, "/"), http: opt.HTTP, timeout: opt.Timeout, pause: opt.Pause}
-	if c.http == nil {
-		c.http = &http.Client{}
+	c := &Client{base: strings.TrimRight(base, "/"), http: &http.Client{}, timeout: opt.Timeout, pause: opt.Pause, claims: map[string]lock.Claim{}}
+	if opt.HTTP != nil {
+		*c.http = *opt.HTTP
 	}
+	// A redirect is never the answer: whatever is at its end, such as a page to log in at, would be asked with another method and would say 200 to anything.
+	c.http.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	if c.timeout <= 0 {
 		c.timeout = 10 * time.Second
 	}
@@ -83,26 +86,32 @@ func (c *Client) Request(ctx context.Context, cl lock.Claim) (lock.Standing, err
 	if err := errors.Join(lock.CheckGroup(cl.Group), lock.CheckHost(cl.Host)); err != nil {
 		return lock.Standing{}, err
 	}
-	return c.request(ctx, cl, "")
-}
-
-func (c *Client) request(ctx context.Context, cl lock.Claim, phase lock.Phase) (lock.Standing, error) {
-	err := c.post(ctx, pathLock, message{clientParams{cl.Host, cl.Group}, &details{
-		Phase: string(phase), BootID: cl.BootID, From: cl.From, To: cl.To, Reason: cl.Reason, Zone: cl.Zone, Class: cl.Class,
-	}})
+	c.mu.Lock()
+	c.claims[cl.Group+"/"+cl.Host] = cl
+	c.mu.Unlock()
+	err := c.ask(ctx, cl, "")
 	var e *Error
 	switch {
 	case err == nil:
 		return lock.Standing{Granted: true}, nil
-	case !errors.As(err, &e):
-		return lock.Standing{}, fmt.Errorf("requesting a reboot slot of group %q: %w", cl.Group, err)
-	case e.Kind == KindHalted:
+	case errors.As(err, &e) && e.Kind == KindHalted:
 		return lock.Standing{Halted: e.Value}, nil
-	case e.Kind == KindFull, e.Kind == KindWindow, e.Kind == KindPaused,
-		e.Kind == "failed_lock" && strings.Contains(e.Value, "currently locked"): // airlock has one kind for everything
+	case errors.As(err, &e) && e.waits():
 		return lock.Standing{Blocked: e.Value}, nil
 	}
 	return lock.Standing{}, fmt.Errorf("requesting a reboot slot of group %q: %w", cl.Group, err)
+}
+
+func (c *Client) ask(ctx context.Context, cl lock.Claim, phase lock.Phase) error {
+	return c.post(ctx, pathLock, message{clientParams{cl.Host, cl.Group}, &details{
+		Phase: string(phase), BootID: cl.BootID, From: cl.From, To: cl.To, Reason: cl.Reason, Zone: cl.Zone, Class: cl.Class,
+	}})
+}
+
+// waits reports whether a refusal means that the slot may come later.
+func (e *Error) waits() bool {
+	return e.Kind == KindFull || e.Kind == KindWindow || e.Kind == KindPaused ||
+		e.Kind == "failed_lock" && strings.Contains(e.Value, "currently locked") // airlock has one kind for everything
 }
 
 // Wait implements [lock.Semaphore]: it waits as long as the server asked, or about half a minute, more or less by chance.
@@ -116,19 +125,28 @@ func (c *Client) Wait(ctx context.Context, _ lock.Claim) error {
 	return c.pause(ctx, d+time.Duration(rand.Int64N(int64(d)/5+1)))
 }
 
-// Mark implements [lock.Semaphore]. Before the reboot it asks for the slot once more, which fails if it was taken away.
+// Mark implements [lock.Semaphore]. Before the reboot it asks for the slot once more, in the same words: other servers only know that, and may grant it anew. This
+// package's own server makes no new grant of it.
 func (c *Client) Mark(ctx context.Context, group, host string, m lock.Mark) error {
 	if m.Phase != lock.Rebooting {
 		return nil // the protocol has no word for it
 	}
-	st, err := c.request(ctx, lock.Claim{Group: group, Host: host}, lock.Rebooting)
-	switch {
-	case err != nil:
-		return err
-	case st.Halted != "":
-		return fmt.Errorf("marking %q as rebooting: %w: %s", host, lock.ErrHalted, st.Halted)
-	case !st.Granted:
-		return fmt.Errorf("marking %q as rebooting: %w: %s", host, lock.ErrNotHeld, st.Blocked)
+	c.mu.Lock()
+	cl, ok := c.claims[group+"/"+host]
+	c.mu.Unlock()
+	if !ok {
+		cl = lock.Claim{Group: group, Host: host}
+	}
+	if m.BootID != "" {
+		cl.BootID = m.BootID
+	}
+	err := c.ask(ctx, cl, lock.Rebooting)
+	var e *Error
+	if errors.As(err, &e) && e.waits() && !errors.Is(err, lock.ErrClosed) {
+		err = fmt.Errorf("%w: %w", lock.ErrNotHeld, err)
+	}
+	if err != nil {
+		return fmt.Errorf("marking %q as rebooting: %w", host, err)
 	}
 	return nil
 }
@@ -150,6 +168,9 @@ func (c *Client) Release(ctx context.Context, group, host string, v lock.Verdict
 	if err != nil {
 		return fmt.Errorf("releasing the reboot slot of %q: %w", host, err)
 	}
+	c.mu.Lock()
+	delete(c.claims, group+"/"+host)
+	c.mu.Unlock()
 	return nil
 }
 
@@ -175,14 +196,26 @@ func (c *Client) post(ctx context.Context, path string, m message) error {
 	if err != nil {
 		return fmt.Errorf("%w: reading the answer of %s: %w", lock.ErrUnavailable, path, err)
 	}
-	if resp.StatusCode == http.StatusOK {
+	switch {
+	case resp.StatusCode == http.StatusOK && isPage(resp.Header.Get("Content-Type"), body):
+		return fmt.Errorf("%w: %s answers with a web page, not as a FleetLock server: is it a proxy, or a page to log in at?", lock.ErrUnavailable, c.base+path)
+	case resp.StatusCode == http.StatusOK:
 		return nil
+	case resp.StatusCode/100 == 3:
+		return fmt.Errorf("%w: %s redirects (HTTP %d) to %.200q, which is not followed; lock.fleetlock has to name the server itself", lock.ErrUnavailable, c.base+path, resp.StatusCode,
+			resp.Header.Get("Location"))
 	}
 	after, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
 	c.mu.Lock()
 	c.after = min(time.Duration(max(after, 0))*time.Second, time.Hour)
 	c.mu.Unlock()
 	return understand(resp.StatusCode, body)
+}
+
+// isPage recognises a page for people: that of something between us and the server, and no grant.
+func isPage(contentType string, body []byte) bool {
+	kind, _, _ := strings.Cut(contentType, ";")
+	return strings.EqualFold(strings.TrimSpace(kind), "text/html") || bytes.HasPrefix(bytes.TrimLeft(body, "\ufeff \t\r\n"), []byte("<"))
 }
 
 // understand makes an error of a refusal. The text comes from outside: it is bounded and quoted where it is not JSON.
@@ -209,6 +242,8 @@ func understand(status int, body []byte) *Error {
 		e.kind = lock.ErrHalted
 	case r.Kind == KindWindow:
 		e.kind = lock.ErrClosed
+	case r.Kind == KindNotHeld:
+		e.kind = lock.ErrNotHeld
 	}
 	return e
 }

@@ -10,11 +10,15 @@
 // # What the server adds
 //
 // Kinds that can be told apart: failed_lock_semaphore_full, halted, outside_window, paused, store_unavailable, conflict,
-// invalid_client_identity, not_permitted. A Retry-After where trying again helps. Conflicts in the store are retried here. An object
+// invalid_client_identity, not_permitted, not_held. A Retry-After where trying again helps. Conflicts in the store are retried here. An object
 // "flipside" beside client_params may say the boot id, the versions, the zone, the class and the reason, so that halts work; servers that do not know it
-// ignore it. POST <base>/v1/verdict takes a failed verdict.
+// ignore it. With "phase": "rebooting" in it a pre-reboot takes no slot: it says that the host goes down now by the one that it holds, and is refused (not_held) if
+// it holds none any more. POST <base>/v1/verdict takes a failed verdict.
 //
 // # What the client does without
+//
+// Only a 200 from the server itself is yes: a redirect is not followed, and a web page is no answer. Something between the two, such as a page to log in at, says 200 to
+// everybody, and all hosts would reboot at once.
 //
 // Other servers cannot be told that a version failed. Giving the slot back then would send the next host into the same failure. So
 // [Client.Release] keeps the slot and says so with [ErrNoVerdict], until a person releases it.
@@ -44,6 +48,7 @@ const (
 	KindConflict    = "conflict"
 	KindIdentity    = "invalid_client_identity"
 	KindPermission  = "not_permitted"
+	KindNotHeld     = "not_held"
 	KindInternal    = "internal_error"
 )
 

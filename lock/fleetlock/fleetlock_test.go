@@ -174,6 +174,97 @@ func TestFailureIsNotPassedOn(t *testing.T) {
 	}
 }
 
+// What stands between a client and its server says 200 to anything: a page to log in at, or a redirect to one. Nobody may reboot for that.
+func TestAnotherAnswers(t *testing.T) {
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/empty" {
+			io.WriteString(w, "<html>please log in")
+		}
+	}))
+	t.Cleanup(page.Close)
+	redirect := func(code int, to string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, page.URL+to, code) }
+	}
+	answer := func(contentType, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", contentType)
+			io.WriteString(w, body)
+		}
+	}
+	for name, h := range map[string]http.HandlerFunc{
+		"301": redirect(301, "/"), "302": redirect(302, "/"), "303": redirect(303, "/empty"), "307": redirect(307, "/"), "308": redirect(308, "/empty"),
+		"a page": answer("text/html; charset=utf-8", "please log in"), "a page by another type": answer("application/json", "\n <!DOCTYPE html>"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, _ := serve(t, h)
+			if st, err := c.Request(t.Context(), lock.Claim{Group: "web", Host: "a"}); st.Granted || !errors.Is(err, lock.ErrUnavailable) {
+				t.Errorf("Request = %+v, %v, want ErrUnavailable", st, err)
+			}
+			if err := c.Mark(t.Context(), "web", "a", lock.Mark{Phase: lock.Rebooting}); !errors.Is(err, lock.ErrUnavailable) {
+				t.Errorf("Mark = %v, want ErrUnavailable", err)
+			}
+			for _, o := range []lock.Outcome{lock.Healthy, lock.Failed} {
+				if err := c.Release(t.Context(), "web", "a", lock.Verdict{Outcome: o}); !errors.Is(err, lock.ErrUnavailable) {
+					t.Errorf("Release as %s = %v, want ErrUnavailable", o, err)
+				}
+			}
+		})
+	}
+}
+
+// Mark makes no new grant: a slot that is gone was taken for a reason, and another host may have it by now.
+func TestMarkOfALostSlot(t *testing.T) {
+	k := lock.On(lock.NewMemory(), lock.Options{})
+	p := lock.DefaultPolicy()
+	p.Max, p.ZoneMax = 3, 1
+	if err := k.SetPolicy(t.Context(), "web", p, ""); err != nil {
+		t.Fatal(err)
+	}
+	c, _ := serve(t, &Server{Semaphore: k})
+	ask := func(host, to string) {
+		t.Helper()
+		if st, err := c.Request(t.Context(), lock.Claim{Group: "web", Host: host, To: to, Zone: "r1"}); err != nil || !st.Granted {
+			t.Fatalf("%s: %+v, %v", host, st, err)
+		}
+	}
+	ask("a", "2")
+	if err := k.Release(t.Context(), "web", "a", lock.Verdict{Outcome: lock.Forced}); err != nil {
+		t.Fatal(err)
+	}
+	ask("b", "3")
+	for range 2 {
+		if err := c.Mark(t.Context(), "web", "a", lock.Mark{Phase: lock.Rebooting}); !errors.Is(err, lock.ErrNotHeld) {
+			t.Errorf("Mark = %v, want ErrNotHeld", err)
+		}
+	}
+	if s, err := k.State(t.Context(), "web"); err != nil || len(s.Holders) != 1 || s.Holders[0].Host != "b" || len(s.Queue) != 0 {
+		t.Errorf("holders %+v, queue %+v, %v, want b alone", s.Holders, s.Queue, err)
+	}
+}
+
+// Another server knows of no marks: there Mark asks again, and says all that Request has said.
+func TestMarkElsewhere(t *testing.T) {
+	var got []message
+	c, _ := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		var m message
+		if err := json.NewDecoder(r.Body).Decode(&m); err != nil {
+			t.Error(err)
+		}
+		got = append(got, m)
+	}))
+	if _, err := c.Request(t.Context(), lock.Claim{Group: "web", Host: "a", BootID: "1", From: "1", To: "2", Zone: "r1", Class: "canary", Reason: "update"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Mark(t.Context(), "web", "a", lock.Mark{Phase: lock.Rebooting, BootID: "1"}); err != nil {
+		t.Fatal(err)
+	}
+	want := *got[0].More
+	want.Phase = "rebooting"
+	if got[1].Client != got[0].Client || *got[1].More != want {
+		t.Errorf("Mark said %+v %+v, want %+v", got[1].Client, *got[1].More, want)
+	}
+}
+
 // A client may only speak for whom it is permitted to.
 func TestPermit(t *testing.T) {
 	k := lock.On(lock.NewMemory(), lock.Options{})

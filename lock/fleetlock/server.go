@@ -67,14 +67,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if m.More == nil {
-		// Other clients have nothing more to say before they reboot: for them the grant is the mark.
-		m.More = &details{Phase: string(lock.Rebooting)}
-	}
 	do(w, r, m)
 }
 
 func (s *Server) lock(w http.ResponseWriter, r *http.Request, m message) {
+	other := m.More == nil
+	if other {
+		m.More = &details{}
+	}
+	if m.More.Phase == string(lock.Rebooting) {
+		s.mark(w, r, m) // of the slot that it holds. To ask for it again would queue, and might be a new grant, of a claim that says less
+		return
+	}
 	st, err := s.Semaphore.Request(r.Context(), lock.Claim{
 		Group: m.Client.Group, Host: m.Client.ID, BootID: m.More.BootID, From: m.More.From, To: m.More.To, Reason: m.More.Reason, Zone: m.More.Zone, Class: m.More.Class,
 	})
@@ -99,17 +103,22 @@ func (s *Server) lock(w http.ResponseWriter, r *http.Request, m message) {
 			at = st.Ask
 		}
 		s.refuse(w, http.StatusConflict, kind, why, at)
-	default:
-		if m.More.Phase != string(lock.Rebooting) {
-			break
-		}
-		if err := s.Semaphore.Mark(r.Context(), m.Client.Group, m.Client.ID, lock.Mark{Phase: lock.Rebooting}); err != nil {
-			s.failed(w, err)
-		}
+	case other: // other clients have nothing more to say before they reboot: for them the grant is the mark
+		s.mark(w, r, m)
+	}
+}
+
+// mark notes that a holder goes down now.
+func (s *Server) mark(w http.ResponseWriter, r *http.Request, m message) {
+	if err := s.Semaphore.Mark(r.Context(), m.Client.Group, m.Client.ID, lock.Mark{Phase: lock.Rebooting}); err != nil {
+		s.failed(w, err)
 	}
 }
 
 func (s *Server) unlock(w http.ResponseWriter, r *http.Request, m message) {
+	if m.More == nil {
+		m.More = &details{}
+	}
 	outcome := lock.Outcome(m.More.Outcome)
 	if outcome != lock.Cancelled && outcome != lock.Withdrawn {
 		outcome = lock.Healthy
@@ -118,6 +127,9 @@ func (s *Server) unlock(w http.ResponseWriter, r *http.Request, m message) {
 }
 
 func (s *Server) verdict(w http.ResponseWriter, r *http.Request, m message) {
+	if m.More == nil {
+		m.More = &details{}
+	}
 	s.release(w, r, m, lock.Outcome(m.More.Outcome))
 }
 
@@ -139,6 +151,7 @@ func (s *Server) failed(w http.ResponseWriter, err error) {
 		{lock.ErrConflict, http.StatusServiceUnavailable, KindConflict},
 		{lock.ErrHalted, http.StatusForbidden, KindHalted},
 		{lock.ErrClosed, http.StatusConflict, KindWindow},
+		{lock.ErrNotHeld, http.StatusConflict, KindNotHeld},
 		{lock.ErrInvalid, http.StatusBadRequest, KindIdentity},
 	} {
 		if errors.Is(err, k.is) {
