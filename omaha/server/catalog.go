@@ -19,6 +19,7 @@ type catalog struct {
 	releases map[string]Release
 	deltas   map[change]Release
 	payloads map[string]Release // by file name
+	named    map[string]bool    // all versions that the files name
 	problems []string           // files that cannot be read, in words
 	print    string             // what the directory looked like
 }
@@ -128,7 +129,24 @@ func load(dir string, old *catalog) (*catalog, error) {
 		c.channels[name] = ch
 	}
 	sort.Strings(c.problems)
+	c.name()
 	return c, nil
+}
+
+// name collects the versions that the files name.
+func (c *catalog) name() {
+	c.named = map[string]bool{}
+	for v := range c.releases {
+		c.named[v] = true
+	}
+	for d := range c.deltas {
+		c.named[d.from] = true
+	}
+	for _, ch := range c.channels {
+		for _, v := range ch.Previous {
+			c.named[v] = true
+		}
+	}
 }
 
 func (c *catalog) release(version string) (Release, error) {

@@ -1,7 +1,11 @@
 package server
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -9,7 +13,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// Sample is how many hosts ran which version on which channel at one time.
+// Sample is how many hosts ran which version on which channel at one time. It is never changed.
 type Sample struct {
 	At       time.Time                 `json:"at"`
 	Channels map[string]map[string]int `json:"channels"` // by channel, then by version; "" is for hosts that no channel knows
@@ -30,11 +34,17 @@ const (
 	maxSamples  = 400
 	maxActivity = 300
 
+	// maxForeign is how many versions that no file of the directory names are counted one by one: hosts may run what was never published here, and anybody may
+	// claim to run anything.
+	maxForeign    = 16
+	otherVersions = "other" // all others together
+
 	sampleSoon = 10 * time.Second // after a change
 	sampleIdle = 15 * time.Minute // without one
 )
 
-// history is what the dashboard shows of the past. It is bounded: old samples are thinned out, old activity is dropped.
+// history is what the dashboard shows of the past. It is bounded: old samples are thinned out, old activity is dropped. On the disk each sample is a
+// row of the bucket "samples", by its time, and the activity is one value.
 type history struct {
 	Samples  []Sample   `json:"samples"`
 	Activity []Activity `json:"activity"` // newest last
@@ -78,7 +88,7 @@ func (h *history) sample(now time.Time, channels map[string]map[string]int) {
 }
 
 // versions counts the hosts by channel and running version. Server.mu is held.
-func (s *Server) versions() map[string]map[string]int {
+func (s *Server) versions(c *catalog) map[string]map[string]int {
 	out := map[string]map[string]int{}
 	for _, h := range s.hosts {
 		m := out[h.Channel]
@@ -88,16 +98,106 @@ func (s *Server) versions() map[string]map[string]int {
 		}
 		m[h.Version]++
 	}
+	return fold(out, c.named, maxForeign)
+}
+
+// fold bounds counts by channel and version: versions that are not named stay apart only if they are among the most frequent ones.
+func fold(counts map[string]map[string]int, named map[string]bool, most int) map[string]map[string]int {
+	foreign := map[string]int{}
+	for _, m := range counts {
+		for v, n := range m {
+			if !named[v] {
+				foreign[v] += n
+			}
+		}
+	}
+	if len(foreign) <= most {
+		return counts
+	}
+	order := slices.SortedFunc(maps.Keys(foreign), func(a, b string) int { return cmp.Or(cmp.Compare(foreign[b], foreign[a]), cmp.Compare(a, b)) })
+	apart := map[string]bool{}
+	for _, v := range order[:most] {
+		apart[v] = true
+	}
+	out := make(map[string]map[string]int, len(counts))
+	for channel, m := range counts {
+		out[channel] = map[string]int{}
+		for v, n := range m {
+			if !named[v] && !apart[v] {
+				v = otherVersions
+			}
+			out[channel][v] += n
+		}
+	}
 	return out
+}
+
+// copied returns what is to be written, nil if nothing is new. The samples are shared, the lists are not. Server.mu is held.
+func (h *history) copied() *history {
+	if !h.dirty {
+		return nil
+	}
+	h.dirty = false
+	return &history{Samples: slices.Clone(h.Samples), Activity: slices.Clone(h.Activity)}
+}
+
+func sampleKey(s Sample) []byte { return binary.BigEndian.AppendUint64(nil, uint64(s.At.UnixNano())) }
+
+// write brings the rows to what the history holds. Only samples that are new are encoded.
+func (h *history) write(tx *bolt.Tx) error {
+	b := tx.Bucket([]byte("samples"))
+	kept := make(map[string]bool, len(h.Samples))
+	for _, s := range h.Samples {
+		key := sampleKey(s)
+		kept[string(key)] = true
+		if b.Get(key) != nil {
+			continue
+		}
+		data, err := json.Marshal(s)
+		if err != nil {
+			return err
+		}
+		if err := b.Put(key, data); err != nil {
+			return err
+		}
+	}
+	var old [][]byte
+	err := b.ForEach(func(k, _ []byte) error {
+		if !kept[string(k)] {
+			old = append(old, bytes.Clone(k))
+		}
+		return nil
+	})
+	for _, k := range old {
+		if err == nil {
+			err = b.Delete(k)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(h.Activity)
+	if err != nil {
+		return err
+	}
+	return tx.Bucket([]byte("meta")).Put([]byte("activity"), data)
 }
 
 func (st *store) loadHistory() (history, error) {
 	var h history
 	err := st.db.View(func(tx *bolt.Tx) error {
-		if data := tx.Bucket([]byte("meta")).Get([]byte("history")); data != nil {
-			return json.Unmarshal(data, &h)
+		err := tx.Bucket([]byte("samples")).ForEach(func(_, v []byte) error {
+			var s Sample
+			if err := json.Unmarshal(v, &s); err != nil {
+				return fmt.Errorf("a sample: %w", err)
+			}
+			h.Samples = append(h.Samples, s)
+			return nil
+		})
+		if data := tx.Bucket([]byte("meta")).Get([]byte("activity")); data != nil && err == nil {
+			err = json.Unmarshal(data, &h.Activity)
 		}
-		return nil
+		return err
 	})
 	return h, err
 }

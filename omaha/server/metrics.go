@@ -44,7 +44,7 @@ func newMetrics(s *Server) *metrics {
 type fleet struct{ s *Server }
 
 func hostsDesc() *prometheus.Desc {
-	return prometheus.NewDesc("flipside_hosts", "Hosts that are known, by channel, running version and state.", []string{"channel", "version", "state"}, nil)
+	return prometheus.NewDesc("flipside_hosts", "Hosts that are known, by channel, running version and state. Versions that no file of the directory names are other.", []string{"channel", "version", "state"}, nil)
 }
 
 func stoppedDesc() *prometheus.Desc {
@@ -79,7 +79,11 @@ func (f fleet) Collect(ch chan<- prometheus.Metric) {
 	c := f.s.catalog.Load()
 	f.s.mu.Lock()
 	for _, h := range f.s.hosts {
-		counts[key{h.Channel, h.Version, h.State}]++
+		version := h.Version
+		if !c.named[version] {
+			version = otherVersions
+		}
+		counts[key{h.Channel, version, h.State}]++
 		if f.s.opt.Prover != nil {
 			boots[[2]string{h.Channel, c.bootLabel(h)}]++
 		}

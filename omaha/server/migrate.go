@@ -21,6 +21,13 @@ func migrations() []func(*bolt.Tx) error {
 			}
 			return historyByChannel(tx.Bucket([]byte("meta")))
 		},
+		// Each sample of the past is a row of its own, and bounded.
+		func(tx *bolt.Tx) error {
+			if err := buckets(tx, "samples"); err != nil {
+				return err
+			}
+			return historyInRows(tx)
+		},
 	}
 }
 
@@ -58,6 +65,25 @@ func historyByChannel(meta *bolt.Bucket) error {
 		return err
 	}
 	return meta.Put([]byte("history"), data)
+}
+
+// historyInRows takes apart what layout 2 kept as one value, with all versions that hosts ever claimed to run.
+func historyInRows(tx *bolt.Tx) error {
+	meta := tx.Bucket([]byte("meta"))
+	data := meta.Get([]byte("history"))
+	if data == nil {
+		return nil
+	}
+	var h history
+	if json.Unmarshal(data, &h) == nil { // or it was a picture of the past, that nothing depends on
+		for i, s := range h.Samples {
+			h.Samples[i].Channels = fold(s.Channels, nil, 4*maxForeign)
+		}
+		if err := h.write(tx); err != nil {
+			return err
+		}
+	}
+	return meta.Delete([]byte("history"))
 }
 
 // migrate brings the file to the newest layout. One that is newer than this program is refused and left alone.

@@ -315,7 +315,7 @@ func TestMetrics(t *testing.T) {
 	defer resp.Body.Close()
 	data, _ := io.ReadAll(resp.Body)
 	for _, want := range []string{
-		`flipside_hosts{channel="stable",state="granted",version="1.0.0"} 1`,
+		`flipside_hosts{channel="stable",state="granted",version="other"} 1`,
 		`flipside_hosts{channel="stable",state="current",version="1.1.0"} 1`,
 		`flipside_checks_total{answer="offer",channel="stable"} 1`,
 		`flipside_channel_halted{channel="stable",version="1.1.0"} 0`,

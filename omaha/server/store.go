@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -32,6 +33,7 @@ type store struct {
 	seen     map[string]bool  // hosts of which nothing but the time of their last check is new
 	looked   time.Time        // when those were last written
 	rollouts map[string]bool  // channels
+	gone     []string         // hosts that were forgotten, and are to go from the disk
 	events   []Activity       // what hosts did
 	stops    bool             // which rollouts are stopped has changed since it was written down
 	fresh    []map[string]any // stops that are not in the audit log yet
@@ -168,16 +170,14 @@ func (s *Server) commit(sample bool) {
 	}
 	fresh := st.fresh
 	st.stops, st.fresh = false, nil
-	var past []byte
-	var gone []string
+	var past *history
 	if sample {
-		gone = s.forget(s.opt.Now())
-		s.history.sample(s.opt.Now(), s.versions())
-		if s.history.dirty && err == nil {
-			past, err = json.Marshal(s.history)
-			s.history.dirty = false
-		}
+		st.gone = append(st.gone, s.forget(s.opt.Now())...)
+		s.history.sample(s.opt.Now(), s.versions(s.catalog.Load()))
+		past = s.history.copied()
 	}
+	gone := slices.DeleteFunc(st.gone, func(id string) bool { return s.hosts[id] != nil }) // one that came back stays
+	st.gone = nil
 	s.mu.Unlock()
 	hosts := make(map[string][]byte, len(dirty))
 	for i := range dirty {
@@ -185,7 +185,7 @@ func (s *Server) commit(sample bool) {
 			hosts[dirty[i].ID], err = json.Marshal(&dirty[i])
 		}
 	}
-	if err == nil && len(hosts)+len(rollouts)+len(events)+len(past)+len(gone) > 0 {
+	if err == nil && (past != nil || len(hosts)+len(rollouts)+len(events)+len(gone) > 0) {
 		err = st.write(hosts, rollouts, events, past, gone)
 	}
 	if err != nil {
@@ -196,6 +196,8 @@ func (s *Server) commit(sample bool) {
 		for name := range rollouts {
 			st.rollouts[name] = true
 		}
+		s.history.dirty = s.history.dirty || past != nil
+		st.gone = append(gone, st.gone...)
 		st.events = append(events, st.events...)
 		st.events = st.events[max(0, len(st.events)-maxUnwritten):]
 		s.mu.Unlock()
@@ -235,10 +237,10 @@ func (s *Server) forget(now time.Time) []string {
 	return gone
 }
 
-func (st *store) write(hosts, rollouts map[string][]byte, events []Activity, past []byte, gone []string) error {
+func (st *store) write(hosts, rollouts map[string][]byte, events []Activity, past *history, gone []string) error {
 	return st.db.Update(func(tx *bolt.Tx) error {
 		if past != nil {
-			if err := tx.Bucket([]byte("meta")).Put([]byte("history"), past); err != nil {
+			if err := past.write(tx); err != nil {
 				return err
 			}
 		}

@@ -153,7 +153,7 @@ func (s *Server) app(req *wire.AppRequest, waits *string, base string) (out appD
 		return out, nil
 	}
 	running, err := semver.Parse(req.Version)
-	if err != nil || !plainID(req.MachineID) {
+	if err != nil || checkVersion(req.Version) != nil || !plainID(req.MachineID) {
 		refuse("error-instanceRegistrationFailed")
 		return out, nil
 	}
@@ -315,14 +315,17 @@ func clean(s string) string {
 	return s
 }
 
+// compareVersions puts what is no version before all that are.
 func compareVersions(a, b string) int {
-	x, err := semver.Parse(a)
-	if err != nil {
+	x, xErr := semver.Parse(a)
+	y, yErr := semver.Parse(b)
+	switch {
+	case xErr != nil && yErr != nil:
 		return strings.Compare(a, b)
-	}
-	y, err := semver.Parse(b)
-	if err != nil {
-		return strings.Compare(a, b)
+	case xErr != nil:
+		return -1
+	case yErr != nil:
+		return 1
 	}
 	return x.Compare(y)
 }

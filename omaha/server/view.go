@@ -178,7 +178,7 @@ func (s *Server) look(v *view, c *catalog, f filter, channels map[string]*channe
 	v.Failures = v.Failures[:min(len(v.Failures), 50)]
 	v.Activity = slices.Clone(s.history.Activity[max(0, len(s.history.Activity)-20):])
 	slices.Reverse(v.Activity)
-	return append(slices.Clone(s.history.Samples), Sample{At: now, Channels: s.versions()})
+	return append(slices.Clone(s.history.Samples), Sample{At: now, Channels: s.versions(c)})
 }
 
 // top keeps the first maxRows hosts by rank and name.
