@@ -137,8 +137,8 @@ func (l *ledger) read(ctx context.Context, store Store, names ...string) error {
 	return err
 }
 
-// verify finds out what the owner has signed and where each host stands.
-func (l *ledger) verify(k *Keeper, owners []string) error {
+// verifyOwner finds out what the owner has signed.
+func (l *ledger) verifyOwner(k *Keeper, owners []string) error {
 	l.owners = owners
 	st, print, err := k.last(l.group, l.record(ownerRecord))
 	switch {
@@ -153,6 +153,14 @@ func (l *ledger) verify(k *Keeper, owners []string) error {
 		return fmt.Errorf("%w: %w", ErrSchema, err)
 	}
 	l.policy, l.keys = *st.Policy, st.Keys
+	return nil
+}
+
+// verify finds out what the owner has signed and where each host stands.
+func (l *ledger) verify(k *Keeper, owners []string) error {
+	if err := l.verifyOwner(k, owners); err != nil {
+		return err
+	}
 	for host, want := range l.keys {
 		h := holding{}
 		var by string

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -48,18 +49,16 @@ func (k *Keeper) Enrol(ctx context.Context, group, host string) error {
 		if err != nil {
 			return fail(err)
 		}
-		l, err := k.ledger(ctx, group, s)
+		accepted, err := k.accepted(ctx, group, host)
 		if err != nil && !errors.Is(err, ErrUnsigned) {
 			return fail(err) // whether the key is accepted is not known, and so not whether saying that all is well would free a slot
 		}
-		if err == nil && l != nil {
-			switch accepted := l.keys[host]; accepted {
-			case mine:
-				return nil // what is wrong with its record is put right by its next verdict, not by its word that all is well
-			case "":
-			default:
-				return fail(fmt.Errorf("%w: the key that is accepted for this name is %s, and this one is %s; flipside fleet forget takes the old one out", ErrUnsigned, accepted, mine))
-			}
+		switch accepted {
+		case mine:
+			return nil // what is wrong with its record is put right by its next verdict, not by its word that all is well
+		case "":
+		default:
+			return fail(fmt.Errorf("%w: the key that is accepted for this name is %s, and this one is %s; flipside fleet forget takes the old one out", ErrUnsigned, accepted, mine))
 		}
 		if r, err = seal(k.opt.Signer, r, statement{Group: group, Name: host, At: k.opt.Now().UTC().Round(0), Says: up}); err != nil {
 			return fail(err)
@@ -69,6 +68,23 @@ func (k *Keeper) Enrol(ctx context.Context, group, host string) error {
 		}
 	}
 	return fail(ErrConflict)
+}
+
+// accepted is the fingerprint of the key that an owner has accepted for a host, "" if there is none. It asks for the owner's record alone: what the other hosts say
+// does not matter to it, and they may be many.
+func (k *Keeper) accepted(ctx context.Context, group, host string) (string, error) {
+	owners, err := k.owners()
+	if err != nil || len(owners) == 0 {
+		return "", err
+	}
+	l := &ledger{group: group, records: map[string]Record{}}
+	if err := l.read(ctx, k.store, ownerRecord); err != nil {
+		return "", err
+	}
+	if err := l.verifyOwner(k, owners); err != nil {
+		return "", err
+	}
+	return l.keys[host], nil
 }
 
 // Sign makes the policy of a group, as it is, one that an owner has signed: from then on its hosts say by their own keys that they go down and that they are well,
@@ -228,31 +244,78 @@ func (k *Keeper) Accept(ctx context.Context, group, host, fingerprint string) (s
 		if err := s.ledger.read(ctx, k.store, host); err != nil {
 			return err
 		}
-		st, by, err := s.ledger.record(host).last(group)
+		by, err := s.ledger.left(s.ledger.record(host))
 		switch {
 		case err != nil:
 			return fmt.Errorf("the key of %q: %w", host, err)
-		case slices.Contains(s.ledger.owners, by):
-			return fmt.Errorf("the key of %q: %w: its record is an owner's; the host leaves its key with flipside fleet enrol, or when it wants to reboot", host, ErrUnsigned)
 		case fingerprint != "" && by != fingerprint:
 			return fmt.Errorf("the key of %q: %w: it has left %s", host, ErrUnsigned, by)
-		case st.Says != up && st.Says != down: // a host that is down keeps its slot until it says otherwise
-			return fmt.Errorf("the key of %q: %w: it says %q", host, ErrUnsigned, st.Says)
 		}
 		entered = by
-		if s.ledger.keys[host] == by {
-			return nil
+		if s.ledger.keys[host] != by {
+			s.accept(HostKey{Host: host, Fingerprint: by})
 		}
-		s.keys = maps.Clone(s.ledger.keys)
-		if s.keys == nil {
-			s.keys = map[string]string{}
-		}
-		s.keys[host] = by
-		s.signal = true
-		s.log("key accepted", host, "", "", by)
 		return nil
 	})
 	return entered, err
+}
+
+// AcceptAll enters the keys of all hosts that have left one and have none accepted, whatever they are, in one change. It returns them in order of the hosts' names.
+func (k *Keeper) AcceptAll(ctx context.Context, group string) ([]HostKey, error) {
+	var entered []HostKey
+	err := k.edit(ctx, group, func(s *step) error {
+		list, err := k.store.Records(ctx, group)
+		if err != nil {
+			return err
+		}
+		entered = nil
+		for _, r := range list {
+			if s.ledger.keys[r.Name] != "" || CheckHost(r.Name) != nil {
+				continue
+			}
+			if by, err := s.ledger.left(r.Bounded()); err == nil {
+				entered = append(entered, HostKey{Host: r.Name, Fingerprint: by})
+			}
+		}
+		slices.SortFunc(entered, func(a, b HostKey) int { return strings.Compare(a.Host, b.Host) })
+		s.accept(entered...)
+		return nil
+	})
+	return entered, err
+}
+
+// left is the key that a host has left, by its record.
+func (l *ledger) left(r Record) (fingerprint string, err error) {
+	st, by, err := r.last(l.group)
+	switch {
+	case err != nil:
+		return "", err
+	case slices.Contains(l.owners, by):
+		return "", fmt.Errorf("%w: its record is an owner's; the host leaves its key with flipside fleet enrol, or when it wants to reboot", ErrUnsigned)
+	case st.Says != up && st.Says != down: // a host that is down keeps its slot until it says otherwise
+		return "", fmt.Errorf("%w: it says %q", ErrUnsigned, st.Says)
+	}
+	return by, nil
+}
+
+// accept enters keys. The trail names so many hosts that something else is left in it.
+func (s *step) accept(list ...HostKey) {
+	if len(list) == 0 {
+		return
+	}
+	if s.keys = maps.Clone(s.ledger.keys); s.keys == nil {
+		s.keys = map[string]string{}
+	}
+	s.signal = true
+	for i, h := range list {
+		s.keys[h.Host] = h.Fingerprint
+		switch {
+		case i < named:
+			s.log("key accepted", h.Host, "", "", h.Fingerprint)
+		case i == named:
+			s.log("keys accepted", "", "", "", fmt.Sprintf("of %d more hosts; flipside fleet keys lists them", len(list)-named))
+		}
+	}
 }
 
 // Forget takes the key of a host out of the signed policy, and with it the slot that it may hold.
@@ -278,6 +341,9 @@ func (k *Keeper) edit(ctx context.Context, group string, f func(*step) error) er
 		return f(s)
 	})
 }
+
+// named is how many hosts the audit trail names whose keys are accepted in one change.
+const named = 64
 
 // HostKey is a key that a host has left with a group.
 type HostKey struct {

@@ -130,27 +130,21 @@ device key; compare it, or give --first-sight to take whatever is there. --all a
 				return usagef("give the fingerprint that it must have with --key, or --first-sight")
 			}
 			return s.with(cmd.Context(), func(k *lock.Keeper) error {
-				hosts := args
+				var list []lock.HostKey
+				var err error
 				if all {
-					keys, err := k.Keys(cmd.Context(), s.group)
-					if err != nil {
-						return err
+					if list, err = k.AcceptAll(cmd.Context(), s.group); err == nil && len(list) == 0 {
+						err = withExit(exitNothing, errors.New("no key waits to be accepted"))
 					}
-					for _, h := range keys {
-						if h.Fingerprint == "" && h.Left != "" {
-							hosts = append(hosts, h.Host)
-						}
-					}
-					if len(hosts) == 0 {
-						return withExit(exitNothing, errors.New("no key waits to be accepted"))
-					}
+				} else {
+					list = []lock.HostKey{{Host: args[0]}}
+					list[0].Fingerprint, err = k.Accept(cmd.Context(), s.group, args[0], key)
 				}
-				for _, h := range hosts {
-					got, err := k.Accept(cmd.Context(), s.group, h, key)
-					if err != nil {
-						return err
-					}
-					if err := a.done(fmt.Sprintf("%s is accepted in group %s by key %s", h, s.group, got)); err != nil {
+				if err != nil {
+					return err
+				}
+				for _, h := range list {
+					if err := a.done(fmt.Sprintf("%s is accepted in group %s by key %s", h.Host, s.group, h.Fingerprint)); err != nil {
 						return err
 					}
 				}
