@@ -165,9 +165,9 @@ type Lock struct {
 	Key       string   `toml:"key"`
 	User      string   `toml:"user"`
 	Password  string   `toml:"password_file"`
-	Timeout   Duration `toml:"timeout"`
-	Signer    string   `toml:"signer"` // key by which this host says that it goes down and is well: a PEM file, or "tpm:device"
-	Owners    []string `toml:"owners"` // PEM files of those who may sign the group's policy; with any, what they and the hosts' keys have not signed does not count
+	Timeout   Duration `toml:"timeout"` // for each question to the semaphore; at most a minute
+	Signer    string   `toml:"signer"`  // key by which this host says that it goes down and is well: a PEM file, or "tpm:device"
+	Owners    []string `toml:"owners"`  // PEM files of those who may sign the group's policy; with any, what they and the hosts' keys have not signed does not count
 }
 
 // Health says what makes a boot good.
@@ -323,6 +323,9 @@ func (c Config) InhibitDir() string {
 // PauseFile is the path of the file that pauses updates while it exists.
 func (c Config) PauseFile() string { return filepath.Join(c.Paths.State, "paused") }
 
+// maxLockTimeout keeps the engine's loop, which waits that long for the semaphore, well below what the service's watchdog takes for a hang.
+const maxLockTimeout = time.Minute
+
 // check returns what is wrong with a configuration. Each error begins with the key that it speaks of.
 func (c *Config) check() (errs []error) {
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -406,6 +409,9 @@ func (c *Config) check() (errs []error) {
 	}
 	if c.Metrics.Textfile != "" && !strings.HasSuffix(c.Metrics.Textfile, ".prom") {
 		add("metrics.textfile %q does not end in .prom: node-exporter would not read it", c.Metrics.Textfile)
+	}
+	if c.Lock.Timeout <= 0 || time.Duration(c.Lock.Timeout) > maxLockTimeout {
+		add("lock.timeout is %s, want more than zero and at most %s: the engine stands still while a place in the queue is given back", c.Lock.Timeout, Duration(maxLockTimeout))
 	}
 	if c.Lock.Group == "" {
 		add("lock.group is empty")

@@ -36,6 +36,8 @@ func TestParseRefuses(t *testing.T) {
 		{"tries", minimal + "[slots]\ntries = 4\n", "want 1 to 3"},
 		{"strategy", minimal + "[reboot]\nstrategy = \"etcd\"\n", "reboot.strategy"},
 		{"half a window", minimal + "[reboot]\nwindow_start = \"04:00\"\n", "belong together"},
+		{"semaphore that may take an hour", minimal + "[lock]\ntimeout = \"1h\"\n", "flipside.toml:4: lock.timeout is 1h, want more than zero and at most 1m"},
+		{"semaphore that may take no time", minimal + "[lock]\ntimeout = \"0s\"\n", "flipside.toml:4: lock.timeout is 0s"},
 		{"key without certificate", minimal + "[lock]\nkey = \"k\"\n", "lock.cert and lock.key"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -106,6 +106,7 @@ func TestErrorsNameTheirFileAndLine(t *testing.T) {
 	}{
 		{"unknown key", "etc/flipside/flipside.toml.d/10-x.toml", "[update]\nchanel = \"x\"\n", `10-x.toml:2: unknown key "update.chanel"; did you mean "update.channel"?`},
 		{"bad value", "usr/lib/flipside/flipside.toml.d/10-x.toml", "\n[reboot]\nstrategy = \"never\"\n", `10-x.toml:3: reboot.strategy "never"`},
+		{"a semaphore that may take too long", "etc/flipside/flipside.toml.d/10-x.toml", "[lock]\n\ntimeout = \"61s\"\n", `10-x.toml:3: lock.timeout is 1m1s`},
 		{"bad window", "etc/flipside/flipside.toml.d/10-x.toml", "[reboot]\nwindow_start = \"2:30pm\"\nwindow_length = \"1h\"\n", `10-x.toml:2: reboot.window_start`},
 		{"bad old window", "etc/flatcar/update.conf", "REBOOT_WINDOW_START=2:30pm\nREBOOT_WINDOW_LENGTH=1h\n", `update.conf:1 (REBOOT_WINDOW_START): reboot.window_start`},
 		{"bad old strategy", "etc/flatcar/update.conf", "GROUP=beta\nREBOOT_STRATEGY=nevr\n", `update.conf:2 (REBOOT_STRATEGY=nevr): reboot.strategy "nevr"`},

@@ -65,8 +65,8 @@ func oneLine(st updater.Status) string {
 	}, string(st.Phase)+": "+st.Why)
 }
 
-// stuck is how long the engine's loop may stand still. It turns at least once a minute. A step of it waits for the semaphore (lock.timeout), and for a
-// writer that makes a slot unbootable: for the disk, and for at most half a minute for trust.unlock.
+// stuck is how long the engine's loop may stand still. It turns at least once a minute. A step of it waits for the semaphore (lock.timeout, a minute at most), and for a
+// writer that makes a slot unbootable: ten seconds for another one to let go of the disk, half a minute for trust.unlock, and twenty seconds until it has ended.
 const stuck = 2 * time.Minute
 
 // watchdog tells the service manager that the engine is alive, as long as it is. Without WatchdogSec= it does nothing.
