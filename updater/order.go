@@ -143,7 +143,11 @@ func (s *steps) wentBack(by string, belowFloor bool) {
 	}
 	s.enter(Applying)
 	s.do(Save{})
-	s.note(Ordered, "going back from release %s to release %s on %s: asked for by %s", c.Facts.Version, other, c.Facts.Other, by)
+	also := ""
+	if belowFloor {
+		also = ", even if it is older than this host accepts"
+	}
+	s.note(Ordered, "going back from release %s to release %s on %s: asked for by %s%s", c.Facts.Version, other, c.Facts.Other, by, also)
 	s.begin(Arm{})
 }
 

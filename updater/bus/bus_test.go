@@ -79,7 +79,11 @@ func (f *fake) Status(context.Context) (updater.Status, <-chan struct{}) {
 func (f *fake) Do(_ context.Context, by string, c control.Command) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.did = append(f.did, string(c.Action)+" by "+by)
+	did := string(c.Action) + " by " + by
+	if c.BelowFloor {
+		did += " below the floor"
+	}
+	f.did = append(f.did, did)
 	return f.refuse
 }
 
@@ -365,6 +369,11 @@ func TestOwnInterface(t *testing.T) {
 		var e dbus.Error
 		if err := object.Call(Interface+".Rollback", 0).Err; !errors.As(err, &e) || e.Name != Interface+".Error."+name {
 			t.Errorf("refused with %q, Rollback says %v", reason, err)
+		}
+	}
+	for _, arg := range []any{true, "below-floor", map[string]dbus.Variant{"below_floor": dbus.MakeVariant(true)}} { // nobody on the bus says that it is meant
+		if err := object.Call(Interface+".Rollback", 0, arg).Err; err == nil {
+			t.Errorf("Rollback takes %v", arg)
 		}
 	}
 	d.mu.Lock()

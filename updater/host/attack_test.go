@@ -138,6 +138,29 @@ func TestFloorRisesOnlyAfterAGoodBoot(t *testing.T) {
 	if n := level(); n != 0 {
 		t.Errorf("it never came up, and the floor is %d", n)
 	}
+	r.healthDir = filepath.Join(r.dir, "health.d")
+	if err := errors.Join(os.Mkdir(r.healthDir, 0o755), os.WriteFile(filepath.Join(r.healthDir, "check"), []byte("#!/bin/sh\necho no; exit 1\n"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	r.publish("2.1.0", r.numbered("2.1.0", 21*day, "", r.key))
+	slot, _ = r.boot()
+	if _, rebooted := r.run(slot, func(updater.Status) bool { return false }); !rebooted {
+		t.Fatal("no reboot")
+	}
+	if slot, version = r.boot(); version != "2.1.0" {
+		t.Fatalf("booted %s", version)
+	}
+	if _, rebooted := r.run(slot, func(updater.Status) bool { return false }); !rebooted { // it goes back by itself
+		t.Fatal("no reboot")
+	}
+	if slot, version = r.boot(); version != "1.0.0" {
+		t.Fatalf("booted %s", version)
+	}
+	r.run(slot, settled)
+	if n := level(); n != 0 {
+		t.Errorf("its health checks failed, and the floor is %d", n)
+	}
+	r.healthDir = ""
 	r.update("1.5.0", r.numbered("1.5.0", 15*day, "", r.key))
 	if n := level(); n != 15*day {
 		t.Errorf("confirmed, and the floor is %d", n)
@@ -606,6 +629,22 @@ func TestClonedDiskGetsNoSlot(t *testing.T) {
 	}
 	if keys, err := op.Keys(t.Context(), "default"); err != nil || keys[0].Problem != "" || keys[0].Says != "down" {
 		t.Errorf("%+v, %v", keys, err)
+	}
+
+	// Nor does it get a slot when one is free.
+	if err := op.Release(t.Context(), "default", name, lock.Verdict{Outcome: lock.Forced, By: "op", Reason: "the machine is gone"}); err != nil {
+		t.Fatal(err)
+	}
+	r.publish("3.0.0", r.numbered("3.0.0", 2*day, "", r.key))
+	slot, _ = r.boot()
+	st, rebooted = r.run(slot, func(st updater.Status) bool {
+		return st.Phase == updater.Armed && strings.Contains(st.Why, "the key that is accepted for this name is")
+	})
+	if rebooted {
+		t.Fatalf("another machine with this one's disk got a slot: %+v", st)
+	}
+	if s, err := op.State(t.Context(), "default"); err != nil || len(s.Holders) != 0 {
+		t.Errorf("%+v, %v", s, err)
 	}
 }
 

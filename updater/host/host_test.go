@@ -58,6 +58,7 @@ type rig struct {
 	rebootConf string // and of its table reboot
 	keysConf   string // where keys are pinned; "": release.pem
 	slotsConf  string // and of its slots
+	healthDir  string // of its health checks
 	entries    string // directory of systemd-boot's entries; "": the boot bits are in the partition table
 	images     map[string][]byte
 	wrap       func(http.Handler) http.Handler
@@ -223,7 +224,7 @@ running = %q
 %smethod = "exit"
 inhibit_dir = ""
 [health]
-dir = ""
+dir = %q
 soak = "0s"
 units = []
 watchdog = ""
@@ -234,7 +235,7 @@ boot_id = %q
 [paths]
 state = %q
 run = %q
-`, r.http.URL+"/v1/update/", cmp.Or(r.keysConf, r.dir+"/release.pem"), r.disk, running, r.slotsConf, r.rebootConf, r.dir+"/os-release", r.dir+"/machine-id", r.dir+"/boot_id", r.dir+"/state", r.dir+"/run")
+`, r.http.URL+"/v1/update/", cmp.Or(r.keysConf, r.dir+"/release.pem"), r.disk, running, r.slotsConf, r.rebootConf, r.healthDir, r.dir+"/os-release", r.dir+"/machine-id", r.dir+"/boot_id", r.dir+"/state", r.dir+"/run")
 	r.lastConfig = text + r.conf
 	c, err := config.Parse("test.toml", []byte(r.lastConfig))
 	if err != nil {

@@ -2,16 +2,19 @@ package host
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/control"
+	"github.com/flipside-linux/flipside/updater/history"
 	"github.com/flipside-linux/flipside/updater/writer"
 )
 
@@ -65,6 +68,14 @@ func TestRollbackBelowTheFloor(t *testing.T) {
 	st, _ := r.run(slot, settled)
 	if st.LastUpdate == nil || !st.LastUpdate.Good || st.LastUpdate.From != "2.0.0" || st.LastUpdate.To != "1.5.0" {
 		t.Errorf("%+v", st.LastUpdate)
+	}
+	records, _, err := history.Last(filepath.Join(r.dir, "state"), 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := fmt.Sprintf("going back from release 2.0.0 to release 1.5.0 on USR-B: asked for by user %d, even if it is older than this host accepts", os.Getuid())
+	if !slices.ContainsFunc(records, func(rec history.Record) bool { return rec.Text == said }) {
+		t.Errorf("the history does not say %q: %+v", said, records)
 	}
 	f, err := writer.Floor(r.config(slot))
 	if err != nil {
