@@ -3,8 +3,6 @@ package trust
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/json"
@@ -12,7 +10,6 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
 )
 
 // The endorsement key is the one that a TPM's maker has put in at the factory and made a certificate for. It only decrypts, and so it proves nothing by itself; a
@@ -25,16 +22,6 @@ var (
 	// ErrEndorsementAuth means that the endorsement hierarchy has a password, which the daemon does not know.
 	ErrEndorsementAuth = errors.New("the TPM's endorsement hierarchy has a password")
 )
-
-// endorsementKeys are where a TPM keeps the certificates of its endorsement keys, and the templates that the keys are made by again (TCG EK Credential
-// Profile, L-2 and L-1). A TPM makes the key on a curve in no time, and takes seconds for the other.
-var endorsementKeys = []struct {
-	index    tpm2.TPMHandle
-	template tpm2.TPMTPublic
-}{
-	{0x01C0000A, tpm2.ECCEKTemplate},
-	{0x01C00002, tpm2.RSAEKTemplate},
-}
 
 // Where a TPM keeps the authorities between its certificates and the maker's root, if it does.
 const (
@@ -113,7 +100,7 @@ func (t *TPM) Endorsement(file string) (EndorsementRequest, error) {
 	}
 	if len(r.Certificates) == 0 {
 		if !held {
-			problems = append(problems, fmt.Errorf("%w at NV index %#x or %#x", ErrNoEndorsement, uint32(endorsementKeys[0].index), uint32(endorsementKeys[1].index)))
+			problems = append(problems, fmt.Errorf("%w at any of the NV indices %s", ErrNoEndorsement, endorsementIndices()))
 		}
 		return r, fmt.Errorf("the TPM's endorsement: %w", inOneLine(problems))
 	}
@@ -246,47 +233,61 @@ func (t *TPM) Answer(r EndorsementRequest, c Challenge) (Endorsement, error) {
 	if err != nil {
 		return fail(err)
 	}
-	area, err := endorsementArea(key)
-	if err != nil {
-		return fail(err)
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k, err := t.key(attestationHandle, true)
 	if err != nil {
 		return fail(err)
 	}
-	template := tpm2.ECCEKTemplate
-	if area.Type == tpm2.TPMAlgRSA {
-		template = tpm2.RSAEKTemplate
-	}
-	made, err := tpm2.CreatePrimary{
-		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)}, InPublic: tpm2.New2B(template),
-	}.Execute(t.t)
+	made, e, err := t.endorsementKey(key)
 	if err != nil {
-		return fail(explainEndorsement("making the endorsement key", err))
+		return fail(err)
 	}
-	defer tpm2.FlushContext{FlushHandle: made.ObjectHandle}.Execute(t.t)
-	if got, err := made.OutPublic.Contents(); err != nil || !bytes.Equal(tpm2.Marshal(*got), tpm2.Marshal(area)) {
-		return fail(fmt.Errorf("%w: the certificate is for another key than the TPM's endorsement key", ErrForeign))
-	}
-	policy := tpm2.Policy(tpm2.TPMAlgSHA256, 16, func(tpm transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
-		_, err := tpm2.PolicySecret{
-			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)}, PolicySession: session, NonceTPM: nonce,
-		}.Execute(tpm)
-		return err
-	})
+	defer tpm2.FlushContext{FlushHandle: made.Handle}.Execute(t.t)
 	rsp, err := tpm2.ActivateCredential{
 		ActivateHandle: plain(k.handle, k.name),
-		KeyHandle:      tpm2.AuthHandle{Handle: made.ObjectHandle, Name: made.Name, Auth: policy},
+		KeyHandle:      tpm2.AuthHandle{Handle: made.Handle, Name: made.Name, Auth: e.auth()},
 		CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Credential}, Secret: tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
 	}.Execute(t.t)
 	if err != nil {
 		return fail(explainEndorsement("reading the challenge", err))
 	}
-	e := r.Endorsement
-	e.Answer = rsp.CertInfo.Buffer
-	return e, nil
+	answered := r.Endorsement
+	answered.Answer = rsp.CertInfo.Buffer
+	return answered, nil
+}
+
+// endorsementKey makes the TPM's endorsement key again that has this public half. It is for the caller to flush.
+func (t *TPM) endorsementKey(key crypto.PublicKey) (tpm2.NamedHandle, endorsementKey, error) {
+	if _, err := endorsementArea(key); err != nil {
+		return tpm2.NamedHandle{}, endorsementKey{}, err
+	}
+	var refused error
+	others := false
+	for _, e := range endorsementKeys {
+		area, ok := e.area(key)
+		if !ok {
+			continue
+		}
+		made, err := tpm2.CreatePrimary{
+			PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)}, InPublic: tpm2.New2B(e.template),
+		}.Execute(t.t)
+		if err != nil { // a TPM need not know every kind
+			refused = explainEndorsement("making the endorsement key", err)
+			continue
+		}
+		if got, err := made.OutPublic.Contents(); err == nil && bytes.Equal(tpm2.Marshal(*got), tpm2.Marshal(area)) {
+			return tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, e, nil
+		}
+		others = true
+		if _, err := (tpm2.FlushContext{FlushHandle: made.ObjectHandle}).Execute(t.t); err != nil {
+			return tpm2.NamedHandle{}, e, explain("making the endorsement key", err)
+		}
+	}
+	if !others && refused != nil {
+		return tpm2.NamedHandle{}, endorsementKey{}, refused
+	}
+	return tpm2.NamedHandle{}, endorsementKey{}, fmt.Errorf("%w: the certificate is for another key than the TPM's endorsement key", ErrForeign)
 }
 
 func explainEndorsement(doing string, err error) error {
@@ -294,30 +295,6 @@ func explainEndorsement(doing string, err error) error {
 		return fmt.Errorf("%s: %w; without it the maker's certificate proves nothing to the server", doing, ErrEndorsementAuth)
 	}
 	return err
-}
-
-// endorsementArea is the public area that a TPM has for an endorsement key.
-func endorsementArea(key crypto.PublicKey) (tpm2.TPMTPublic, error) {
-	switch key := key.(type) {
-	case *ecdsa.PublicKey:
-		raw, err := key.Bytes()
-		if err != nil || len(raw) != 65 {
-			return tpm2.TPMTPublic{}, fmt.Errorf("an endorsement key on %s; one on P-256 is understood", key.Curve.Params().Name)
-		}
-		area := tpm2.ECCEKTemplate
-		area.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-			X: tpm2.TPM2BECCParameter{Buffer: raw[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: raw[33:]},
-		})
-		return area, nil
-	case *rsa.PublicKey:
-		if key.N.BitLen() != 2048 || key.E != 65537 {
-			return tpm2.TPMTPublic{}, fmt.Errorf("an RSA endorsement key of %d bits with exponent %d; 2048 bits with 65537 are understood", key.N.BitLen(), key.E)
-		}
-		area := tpm2.RSAEKTemplate
-		area.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: key.N.Bytes()})
-		return area, nil
-	}
-	return tpm2.TPMTPublic{}, fmt.Errorf("an endorsement key of type %T", key)
 }
 
 var (

@@ -5,8 +5,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -252,7 +254,7 @@ func TestEndorsementIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	big, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	big, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +276,7 @@ func TestEndorsementIsRefused(t *testing.T) {
 			x.Id = asn1.ObjectIdentifier{2, 5, 29, 99}
 			c.ExtraExtensions = append(c.ExtraExtensions, x)
 		}), ErrUnknownMaker, "unhandled critical extension"},
-		{"a key of another kind", maker.Certify(big.Public(), nil), ErrUnknownMaker, "P-384"},
+		{"a key of another kind", maker.Certify(big.Public(), nil), ErrUnknownMaker, "P-521"},
 		{"no certificate", []byte("\x00\x01\x02"), ErrNoEndorsement, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -392,8 +394,65 @@ func TestLoadMakers(t *testing.T) {
 	}
 }
 
-// The certificate that swtpm's own authority makes and puts where a maker does, in an index of the platform.
+// Keys of all kinds that are understood, each of which the TPM makes anew from its template.
+func TestEndorsementKeysOfAllKinds(t *testing.T) {
+	maker := trusttest.NewMaker(t, "Muster")
+	known := makers(t, maker.Dir(maker.Root(), maker.Between()))
+	for _, kind := range endorsementKeys {
+		t.Run(kind.name, func(t *testing.T) {
+			e, tpm := keyed(t)
+			made, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(kind.template)}.Execute(tpm.t)
+			if err != nil {
+				t.Fatal(err)
+			}
+			area, err := made.OutPublic.Contents()
+			if err != nil {
+				t.Fatal(err)
+			}
+			key, err := tpm2.Pub(*area)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := (tpm2.FlushContext{FlushHandle: made.ObjectHandle}).Execute(tpm.t); err != nil {
+				t.Fatal(err)
+			}
+			cert := maker.Certify(key, nil)
+			e.Store(uint32(kind.index), cert)
+			if r, err := tpm.Endorsement(""); err != nil || len(r.Certificates) != 1 || !bytes.Equal(r.Certificates[0], cert) || r.Problem != "" {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			if who, err := enrol(t, tpm, known); err != nil || who.Maker != "IFX" {
+				t.Errorf("%+v, %v", who, err)
+			}
+		})
+	}
+}
+
+// What the profile calls PolicyB, from its parts: TPM2_PolicyOR of TPM2_PolicySecret and TPM2_PolicyAuthorizeNV.
+func TestPolicyOfTheHighRange(t *testing.T) {
+	const policyC = "3767e2edd43ff45a3a7e1eaefcef78643dca964632e7aad82c673a30d8633fde"
+	c, err := hex.DecodeString(policyC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := sha256.New()
+	h.Write(make([]byte, sha256.Size))
+	h.Write([]byte{0, 0, 0x01, 0x71}) // TPM_CC_PolicyOR
+	h.Write(tpm2.ECCEKTemplate.AuthPolicy.Buffer)
+	h.Write(c)
+	if got := hex.EncodeToString(h.Sum(nil)); got != policyB256 {
+		t.Errorf("%s, want %s", got, policyB256)
+	}
+}
+
+// Certificates that swtpm's own authority makes and puts where a maker does, in indices of the platform: with keys of 2048 bits and on P-384, and with those of 3072 bits.
 func TestEndorsementBySwtpm(t *testing.T) {
+	for _, tt := range []struct{ bits, indices string }{{"2048", "0x1c00016 0x1c00002"}, {"3072", "0x1c00016 0x1c0001c"}} {
+		t.Run(tt.bits, func(t *testing.T) { endorsementBySwtpm(t, tt.bits, tt.indices) })
+	}
+}
+
+func endorsementBySwtpm(t *testing.T, bits, indices string) {
 	for _, tool := range []string{"swtpm_setup", "swtpm_localca"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("%s is not installed (apt-get install swtpm-tools)", tool)
@@ -415,7 +474,14 @@ func TestEndorsementBySwtpm(t *testing.T) {
 	conf := file("setup.conf", fmt.Sprintf("create_certs_tool=%s\ncreate_certs_tool_config=%s\ncreate_certs_tool_options=%s\n", ca,
 		file("localca.conf", fmt.Sprintf("statedir=%s\nsigningkey=%[1]s/key.pem\nissuercert=%[1]s/issuer.pem\ncertserial=%[1]s/serial\n", dir)),
 		file("localca.options", "--platform-manufacturer Muster\n--platform-version 1\n--platform-model M\n")))
-	e.Setup("--config", conf, "--create-ek-cert")
+	if bits == "3072" {
+		if help, err := exec.Command("swtpm_setup", "--help").Output(); err != nil || !bytes.Contains(help, []byte("--rsa-keysize")) {
+			t.Skip("this swtpm_setup makes no keys of 3072 bits")
+		}
+		e.Setup("--config", conf, "--create-ek-cert", "--rsa-keysize", bits)
+	} else {
+		e.Setup("--config", conf, "--create-ek-cert")
+	}
 	tpm := openTPM(t, e)
 	if err := tpm.ProvisionKeys(nil); err != nil {
 		t.Fatal(err)
@@ -430,9 +496,34 @@ func TestEndorsementBySwtpm(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	who, err := enrol(t, tpm, makers(t, roots))
-	if err != nil || who.Model != "swtpm" || who.Issuer != "swtpm-localca" {
-		t.Errorf("%+v, %v", who, err)
+	var there []string
+	for _, kind := range endorsementKeys {
+		cert, err := tpm.endorsementCertificate(kind.index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cert == nil {
+			continue
+		}
+		there = append(there, fmt.Sprintf("%#x", uint32(kind.index)))
+		path := filepath.Join(t.TempDir(), "ek.der")
+		if err := os.WriteFile(path, cert, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		who, err := enrolFrom(t, tpm, makers(t, roots), path) // that of a file is the first that is chosen
+		if err != nil || who.Model != "swtpm" || who.Issuer != "swtpm-localca" {
+			t.Errorf("index %#x: %+v, %v", uint32(kind.index), who, err)
+		}
+		_, key, err := parseEndorsement(cert)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if print, err := Fingerprint(key); err != nil || who.Key != print {
+			t.Errorf("index %#x: it is shown for %s, and its key is %s (%v)", uint32(kind.index), who.Key, print, err)
+		}
+	}
+	if got := strings.Join(there, " "); got != indices {
+		t.Errorf("certificates at %s, want %s", got, indices)
 	}
 }
 
