@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -106,6 +107,7 @@ func (a *app) releaseList(dir *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "show channels and releases",
+		Long:  `Show channels and releases. Exit status 1: a file of the directory cannot be used, which is named on standard error.`,
 		Args:  exactArgs(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := os.Stat(filepath.Join(*dir, "releases")); err != nil {
@@ -117,14 +119,19 @@ func (a *app) releaseList(dir *string) *cobra.Command {
 			}
 			defer s.Close()
 			st := s.Status()
+			var bad error
+			if len(st.Problems) > 0 { // they are part of what is printed
+				bad = quiet(exitFailed)
+			}
 			if a.json {
-				return a.printJSON(struct {
+				err := a.printJSON(struct {
 					Schema   string                    `json:"schema"`
 					Channels map[string]server.Channel `json:"channels"`
 					Releases []server.Release          `json:"releases"`
 					Deltas   []server.Release          `json:"deltas,omitempty"`
 					Problems []string                  `json:"problems"`
 				}{"flipside.releases/v1", st.Channels, st.Releases, st.Deltas, st.Problems})
+				return cmp.Or(err, bad)
 			}
 			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "CHANNEL\tVERSION\tROLLOUT")
@@ -146,7 +153,7 @@ func (a *app) releaseList(dir *string) *cobra.Command {
 			for _, p := range st.Problems {
 				fmt.Fprintf(a.stderr, "flipside: %s\n", p)
 			}
-			return nil
+			return bad
 		},
 	}
 }
@@ -186,7 +193,7 @@ func (a *app) releaseRollback(dir *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rollback CHANNEL",
 		Short: "move a channel back to the version it held before",
-		Long: `Move a channel back to the version it held before. Hosts that did not take the newer version yet stay where
+		Long: `Move a channel back to the version it held before, past those that are withdrawn or gone. Hosts that did not take the newer version yet stay where
 they are. Hosts that did are offered the older one only with --downgrade, and take it only when their own
 configuration allows that.`,
 		Args: exactArgs(1, "CHANNEL"),

@@ -160,9 +160,10 @@ func TestReleaseAndServe(t *testing.T) {
 	run(exitFailed, "not known", "release", "pause", "--dir", dir, "nightly")
 	run(0, "10 % of the hosts, Mon-Fri 09:00-17:00 Europe/Berlin, stops after 3 failures, stops when 5 % fail", "release", "set", "--dir", dir, "beta",
 		"--percent", "10", "--stop-after-failures", "3", "--stop-failure-percent", "5", "--hours", "Mon-Fri 09:00-17:00", "--time-zone", "Europe/Berlin")
-	run(0, "all hosts, Mon-Fri", "release", "set", "--dir", dir, "beta", "--percent", "0")
+	run(exitUsage, "flipside release pause beta", "release", "set", "--dir", dir, "beta", "--percent", "0")
+	run(0, "all hosts, Mon-Fri", "release", "set", "--dir", dir, "beta", "--percent", "100")
 	run(exitUsage, "nothing to set", "release", "set", "--dir", dir, "beta")
-	run(exitFailed, "out of range", "release", "set", "--dir", dir, "beta", "--percent", "101")
+	run(exitUsage, "1 to 100", "release", "set", "--dir", dir, "beta", "--percent", "101")
 	run(0, "withdrawn: 1.2.0", "release", "withdraw", "--dir", dir, "beta", "1.2.0")
 	run(0, "withdrawn: -", "release", "withdraw", "--dir", dir, "beta", "1.2.0", "--undo")
 	copied := filepath.Join(work, "state.copy")
@@ -218,6 +219,16 @@ func TestReleaseAndServe(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		t.Errorf("the page: %s", resp.Status)
+	}
+
+	stray := filepath.Join(dir, "releases", "9.9.9.toml") // one without a payload
+	if err := os.WriteFile(stray, []byte("version = \"9.9.9\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(exitFailed, "9.9.9", "release", "list", "--dir", dir)
+	run(exitFailed, "9.9.9", "release", "list", "--dir", dir, "--json")
+	if err := os.Remove(stray); err != nil {
+		t.Fatal(err)
 	}
 
 	// Over the network to another directory, and over the air gap to a third.

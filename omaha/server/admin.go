@@ -67,6 +67,9 @@ type Limits struct {
 	StopFailurePercent *int `json:"stop_failure_percent,omitempty"`
 }
 
+// ErrNobody is why 0 percent is refused: in a channel's file no number is for all hosts.
+var ErrNobody = errors.New("percent = 0 would be nobody: 100 is all hosts; to let nobody have the release, pause the channel")
+
 // Apply carries out an order.
 func (p *Publisher) Apply(channel string, o Order) (Channel, error) {
 	switch o.Action {
@@ -82,6 +85,9 @@ func (p *Publisher) Apply(channel string, o Order) (Channel, error) {
 		}
 		return p.Change(channel, func(c *Channel) error {
 			if l := o.Limits; l != nil {
+				if l.Percent != nil && *l.Percent == 0 {
+					return ErrNobody
+				}
 				for from, to := range map[*int]*int{l.Percent: &c.Percent, l.MaxConcurrent: &c.MaxConcurrent, l.MaxPerPeriod: &c.MaxPerPeriod,
 					l.StopFailures: &c.StopFailures, l.StopTimeouts: &c.StopTimeouts, l.StopDiffers: &c.StopDiffers,
 					l.StopFailurePercent: &c.StopFailurePercent} {

@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ type Channel struct {
 	Downgrade bool      `toml:"downgrade,omitempty" json:"downgrade,omitempty"` // offer the version to newer hosts too
 
 	Paused        bool   `toml:"paused,omitempty" json:"paused,omitempty"`
-	Percent       int    `toml:"percent,omitzero" json:"percent,omitempty"`               // of the hosts, 1..100; 0 is all
+	Percent       int    `toml:"percent,omitzero" json:"percent,omitempty"`               // of the hosts, 1..100; absent is all
 	MaxConcurrent int    `toml:"max_concurrent,omitzero" json:"max_concurrent,omitempty"` // updates at once; 0 is no limit
 	MaxPerPeriod  int    `toml:"max_per_period,omitzero" json:"max_per_period,omitempty"` // updates begun in one period
 	Period        string `toml:"period,omitempty" json:"period,omitempty"`                // default 1h
@@ -99,6 +100,11 @@ func (c Channel) tooMany(failed, done int) bool {
 		least = 10
 	}
 	return c.StopFailurePercent > 0 && failed+done >= least && failed*100 >= c.StopFailurePercent*(failed+done)
+}
+
+// step says whether the channel gives a version to hosts: its own, or a floor on the way to it.
+func (c Channel) step(version string) bool {
+	return version != "" && (version == c.Version || slices.Contains(c.Floors, version))
 }
 
 // next returns the version that a host on running gets: the lowest floor above it, or the channel's own.

@@ -84,6 +84,43 @@ func TestPublishMends(t *testing.T) {
 	}
 }
 
+// A rollback goes to the last version that hosts can be given.
+func TestRollback(t *testing.T) {
+	p := &Publisher{Dir: t.TempDir()}
+	for i, version := range []string{"1.0.0", "1.1.0", "1.2.0", "1.3.0"} {
+		if _, _, err := p.Publish(t.Context(), Release{Version: version}, fakePayload(t, byte(i), 1000), "stable"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove := func(version string) {
+		t.Helper()
+		if err := os.Remove(filepath.Join(p.Dir, "releases", version+".toml")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := p.Change("stable", func(c *Channel) error { c.Blacklist = []string{"1.1.0"}; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	remove("1.2.0")
+	if c, err := p.Rollback("stable", false); err != nil || c.Version != "1.0.0" || len(c.Previous) != 0 {
+		t.Fatalf("past one that is gone and one that is withdrawn: %+v, %v", c, err)
+	}
+	if _, err := p.Move("stable", "1.3.0"); err != nil {
+		t.Fatal(err)
+	}
+	remove("1.0.0")
+	before, err := p.Channel("stable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Rollback("stable", false); err == nil || !strings.Contains(err.Error(), "1.0.0") {
+		t.Errorf("nothing is left: %v", err)
+	}
+	if after, err := p.Channel("stable"); err != nil || after.Version != before.Version {
+		t.Errorf("the channel holds %+v, %v", after, err)
+	}
+}
+
 // A channel names only what is there.
 func TestChannelNamesWhatIsThere(t *testing.T) {
 	p := &Publisher{Dir: t.TempDir()}

@@ -363,7 +363,8 @@ func (p *Publisher) Channel(name string) (Channel, error) {
 	return p.stopped(name, c)
 }
 
-// Rollback moves a channel back to the version it held before. With downgrade it is offered to newer hosts as well.
+// Rollback moves a channel back to the version it held before, or further, past versions that are withdrawn or gone. With downgrade it is offered to
+// newer hosts as well.
 func (p *Publisher) Rollback(name string, downgrade bool) (Channel, error) {
 	if _, err := p.Channel(name); err != nil {
 		return Channel{}, err
@@ -372,7 +373,19 @@ func (p *Publisher) Rollback(name string, downgrade bool) (Channel, error) {
 		if len(c.Previous) == 0 {
 			return fmt.Errorf("channel %s has held no other version: %w", name, ErrUnknown)
 		}
-		c.Version, c.Previous = c.Previous[0], c.Previous[1:]
+		var why error
+		i := slices.IndexFunc(c.Previous, func(version string) bool {
+			err := p.published(version)
+			if slices.Contains(c.Blacklist, version) {
+				err = fmt.Errorf("version %q is withdrawn", version)
+			}
+			why = errors.Join(why, err)
+			return err == nil && version != c.Version
+		})
+		if i < 0 {
+			return fmt.Errorf("channel %s has held nothing that it could go back to: %w", name, why)
+		}
+		c.Version, c.Previous = c.Previous[i], c.Previous[i+1:]
 		c.resume(p.now())
 		c.Downgrade, c.Moved = downgrade, p.now().UTC().Truncate(time.Second)
 		return nil

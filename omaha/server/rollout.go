@@ -93,7 +93,7 @@ func (s *Server) event(c *catalog, h *Host, e *wire.EventRequest, now time.Time)
 		if !ok || !blamesRelease(e.ErrorCode) {
 			return
 		}
-		if r := s.of(h.Channel, ch); version == r.Version {
+		if r := s.of(h.Channel, ch); ch.step(version) {
 			r.Failures[h.ID] = true
 			s.touchRollout(h.Channel)
 			s.stop(h.Channel, ch, r)
@@ -121,7 +121,7 @@ func (s *Server) finish(h *Host, state State, now time.Time) {
 	}
 	if r := s.rollouts[h.Channel]; r != nil {
 		delete(r.active, h.ID)
-		if fresh && h.Version == r.Version {
+		if fresh && s.catalog.Load().channels[h.Channel].step(h.Version) {
 			r.Done++
 			s.touchRollout(h.Channel)
 		}
@@ -160,7 +160,7 @@ func (s *Server) expire(now time.Time) {
 				h.set(TimedOut, now)
 				s.changed(h, from, now)
 				s.touch(h)
-				if h.Target == r.Version {
+				if ch.step(h.Target) {
 					r.Timeouts[id] = true
 					s.touchRollout(name)
 					s.stop(name, ch, r)
@@ -175,16 +175,18 @@ func (s *Server) stop(name string, ch Channel, r *rollout) {
 	if r.Stop.holds(ch) || ch.Version != r.Version {
 		return
 	}
+	failed := s.steps(r.Failures, ch, func(h *Host) string { return h.Failed })
 	var why string
 	switch {
 	case ch.StopFailures > 0 && len(r.Failures) >= ch.StopFailures:
-		why = fmt.Sprintf("%d hosts failed with %s", len(r.Failures), r.Version)
+		why = fmt.Sprintf("%d hosts failed with %s", len(r.Failures), failed)
 	case ch.StopTimeouts > 0 && len(r.Timeouts) >= ch.StopTimeouts:
-		why = fmt.Sprintf("%d hosts did not finish %s in time", len(r.Timeouts), r.Version)
+		late := s.steps(r.Timeouts, ch, func(h *Host) string { return h.Target })
+		why = fmt.Sprintf("%d hosts did not finish %s in time", len(r.Timeouts), late)
 	case ch.StopDiffers > 0 && len(r.Differs) >= ch.StopDiffers:
 		why = fmt.Sprintf("%d boots of %s measured something else than the release", len(r.Differs), r.Version)
 	case ch.tooMany(len(r.Failures), r.Done):
-		why = fmt.Sprintf("%d of %d hosts failed with %s", len(r.Failures), len(r.Failures)+r.Done, r.Version)
+		why = fmt.Sprintf("%d of %d hosts failed with %s", len(r.Failures), len(r.Failures)+r.Done, failed)
 	default:
 		return
 	}
@@ -196,6 +198,22 @@ func (s *Server) stop(name string, ch Channel, r *rollout) {
 		s.store.fresh = append(s.store.fresh, map[string]any{"channel": name, "version": r.Version, "why": why})
 	}
 	s.durable()
+}
+
+// steps names the versions that a rollout went wrong with: its own, or floors on the way to it, which hosts get first.
+func (s *Server) steps(hosts map[string]bool, ch Channel, of func(*Host) string) string {
+	var list []string
+	for id := range hosts {
+		version := ch.Version
+		if h := s.hosts[id]; h != nil && ch.step(of(h)) { // or it is forgotten, or was there once more since
+			version = of(h)
+		}
+		if !slices.Contains(list, version) {
+			list = append(list, version)
+		}
+	}
+	slices.SortFunc(list, compareVersions)
+	return strings.Join(list, ", ")
 }
 
 // decide answers a check: a release, or why there is none ("" when the host has what it should have).

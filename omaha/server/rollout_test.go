@@ -134,6 +134,64 @@ func TestPolicy(t *testing.T) {
 		l.wants(l.client(1, "2.0.0"), "", "nothing newer")
 		l.wants(l.client(1, "3.0.0"), "", "nothing newer")
 	})
+	t.Run("a floor that fails", func(t *testing.T) {
+		for stop, want := range map[string]string{"failures": "2 hosts failed with 1.1.0", "time-outs": "2 hosts did not finish 1.1.0 in time", "share": "2 of 10 hosts failed with 1.1.0, 2.0.0"} {
+			l := newLab(t)
+			l.publishVersion("1.1.0", 1)
+			l.publishVersion("2.0.0", 2)
+			l.change(func(c *Channel) { c.Floors, c.GrantTimeout = []string{"1.1.0"}, "10m" })
+			l.wants(l.client(100, "0.9.0"), "1.1.0", "")
+			switch stop {
+			case "failures":
+				l.change(func(c *Channel) { c.StopFailures = 2 })
+				for i := range 2 {
+					l.wants(l.client(i, "1.0.0"), "1.1.0", "")
+					l.report(l.client(i, "1.0.0"), omaha.Failed(omaha.CodeRollback))
+				}
+			case "time-outs":
+				l.change(func(c *Channel) { c.StopTimeouts = 2 })
+				l.wants(l.client(1, "1.0.0"), "1.1.0", "")
+				l.clock.Add(11 * time.Minute)
+			case "share":
+				l.change(func(c *Channel) { c.StopFailurePercent = 20 })
+				for i := range 10 { // eight come up with the floor, one fails with it and one with what follows
+					c := l.client(i, "1.0.0")
+					if i == 9 {
+						c.Version = "1.1.0"
+					}
+					l.check(c)
+					if i >= 8 {
+						l.report(c, omaha.Failed(omaha.CodeRollback))
+						continue
+					}
+					c.Version = "1.1.0"
+					l.report(c, omaha.Booted("1.0.0"))
+				}
+			}
+			l.wants(l.client(50, "1.0.0"), "", "stopped: "+want)
+			l.wants(l.client(51, "1.1.0"), "", "stopped: "+want)
+		}
+	})
+	t.Run("a version of another time fails", func(t *testing.T) {
+		l := newLab(t)
+		l.publishVersion("1.1.0", 1)
+		l.change(func(c *Channel) { c.StopFailures = 1 })
+		l.wants(l.client(1, "1.0.0"), "1.1.0", "")
+		l.publishVersion("1.2.0", 2)
+		l.report(l.client(1, "1.0.0"), omaha.Failed(omaha.CodeRollback))
+		l.wants(l.client(2, "1.0.0"), "1.2.0", "")
+	})
+	t.Run("nobody", func(t *testing.T) {
+		l := newLab(t)
+		l.publishVersion("1.1.0", 1)
+		none, all := 0, 100
+		if _, err := l.publish.Apply("stable", Order{Action: "limit", Limits: &Limits{Percent: &none}}); !errors.Is(err, ErrNobody) {
+			t.Errorf("0 percent: %v", err)
+		}
+		if c, err := l.publish.Apply("stable", Order{Action: "limit", Limits: &Limits{Percent: &all}}); err != nil || c.Words() != "all hosts" {
+			t.Errorf("100 percent: %+v, %v", c, err)
+		}
+	})
 	t.Run("downgrade", func(t *testing.T) {
 		l := newLab(t)
 		l.publishVersion("1.1.0", 1)
