@@ -100,7 +100,7 @@ func (c *Client) Plan(ctx context.Context, track string, req CheckRequest) (Chan
 		return ChannelPlan{}, err
 	}
 	p := doc.ChannelPlan
-	if doc.Schema != "flipside.plan/v1" || len(p.Steps) > maxChannels || p.Size < 0 {
+	if doc.Schema != "flipside.channel-plan/v1" || len(p.Steps) > maxChannels || p.Size < 0 {
 		return ChannelPlan{}, c.fail(op, invalid("a plan of schema %q with %d steps", Printable(doc.Schema), len(p.Steps)))
 	}
 	for i, v := range p.Steps {

@@ -162,6 +162,9 @@ func LoadKeys(paths ...string) (*Keyring, error) {
 			}
 		}
 	}
+	if len(paths) == 0 {
+		return nil, fmt.Errorf("%w: none was named", ErrNoKey)
+	}
 	if k.Len() == 0 {
 		return nil, fmt.Errorf("%w: looked in %s", ErrNoKey, strings.Join(paths, ", "))
 	}

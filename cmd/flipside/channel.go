@@ -86,7 +86,7 @@ func (a *app) channelList() *cobra.Command {
 				return a.printJSON(struct {
 					Schema   string    `json:"schema"`
 					Channels []channel `json:"channels"`
-				}{"flipside.channels/v1", list})
+				}{"flipside.host-channels/v1", list})
 			}
 			s := a.pen()
 			for _, c := range list {

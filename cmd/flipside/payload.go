@@ -107,6 +107,9 @@ func payloadError(err error) error {
 
 // openPayload opens a file with the keys that were named.
 func openPayload(ctx context.Context, file string, keys []string, policy trust.KeyPolicy) (*payload.Payload, error) {
+	if len(keys) == 0 {
+		return nil, payloadError(fmt.Errorf("%w: none was given", payload.ErrNoKey))
+	}
 	ring, err := keyring(keys, policy)
 	if err != nil {
 		return nil, payloadError(err)

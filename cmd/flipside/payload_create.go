@@ -206,6 +206,9 @@ func openImages(spec *build.Spec, images, olds []string, total *int64) (files []
 			return build.Image{}, fmt.Errorf("opening an image: %w", err)
 		}
 		files = append(files, f)
+		if info, err := f.Stat(); err == nil && info.IsDir() {
+			return build.Image{}, fmt.Errorf("opening an image: %q is a directory, want a file or a block device", path)
+		}
 		size, err := f.Seek(0, io.SeekEnd) // of a block device too
 		if err != nil {
 			return build.Image{}, fmt.Errorf("opening an image: %w", err)

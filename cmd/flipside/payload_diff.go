@@ -54,7 +54,7 @@ Exit status: 0 there are differences or none; the output says which.`,
 				}
 				defer f.Close()
 				if size == 0 || size%4096 != 0 {
-					return fmt.Errorf("%s has %d bytes, want a multiple of 4096", path, size)
+					return withHint(fmt.Errorf("%s has %d bytes, want a multiple of 4096", path, size), "fill it up with: truncate -s %%4096 %s", path)
 				}
 				images[i] = build.Image{Name: path, Data: f, Size: size}
 			}

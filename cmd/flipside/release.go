@@ -83,7 +83,7 @@ the delta, and the whole payload if the delta cannot be used there. A delta must
 					Release server.Release  `json:"release"`
 					Channel string          `json:"channel,omitempty"`
 					State   *server.Channel `json:"channel_state,omitempty"`
-				}{"flipside.release/v1", rel, channel, orNil(channel != "", ch)})
+				}{"flipside.release-publish/v1", rel, channel, orNil(channel != "", ch)})
 			}
 			if from != "" {
 				fmt.Fprintf(a.stdout, "release %s for hosts that run %s: %s, sha256 %s\n", rel.Version, rel.From, formatBytes(rel.Size), rel.SHA256)
@@ -130,7 +130,7 @@ func (a *app) releaseList(dir *string) *cobra.Command {
 					Releases []server.Release          `json:"releases"`
 					Deltas   []server.Release          `json:"deltas,omitempty"`
 					Problems []string                  `json:"problems"`
-				}{"flipside.releases/v1", st.Channels, st.Releases, st.Deltas, st.Problems})
+				}{"flipside.release-list/v1", st.Channels, st.Releases, st.Deltas, st.Problems})
 				return cmp.Or(err, bad)
 			}
 			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
@@ -240,7 +240,7 @@ func (a *app) releaseHosts() *cobra.Command {
 					Schema   string           `json:"schema"`
 					Hosts    []server.Host    `json:"hosts"`
 					Failures []server.Failure `json:"failures"`
-				}{"flipside.hosts/v1", st.Hosts, st.Failures})
+				}{"flipside.release-hosts/v1", st.Hosts, st.Failures})
 			}
 			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "HOST\tVERSION\tCHANNEL\tSTATE\tTARGET\tBOOT\tWHY")
@@ -400,11 +400,7 @@ func fetchStatus(ctx context.Context, address string) (server.Status, error) {
 
 func (a *app) showChannel(name string, ch server.Channel) error {
 	if a.json {
-		return a.printJSON(struct {
-			Schema string         `json:"schema"`
-			Name   string         `json:"name"`
-			State  server.Channel `json:"channel"`
-		}{"flipside.channel/v1", name, ch})
+		return a.printJSON(server.NewChannelDoc(name, ch))
 	}
 	a.sayChannel(name, ch)
 	return nil

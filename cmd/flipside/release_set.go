@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -92,19 +91,12 @@ func (a *app) releaseWithdraw(dir *string) *cobra.Command {
 		Short: "let no host on a channel get a version any more",
 		Args:  exactArgs(2, "CHANNEL and VERSION"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p := &server.Publisher{Dir: *dir}
-			if _, err := p.Channel(args[0]); err != nil {
-				return err
-			}
-			ch, err := p.Change(args[0], func(c *server.Channel) error {
-				c.Blacklist = slices.DeleteFunc(c.Blacklist, func(v string) bool { return v == args[1] })
-				if !undo {
-					c.Blacklist = append(c.Blacklist, args[1])
-				}
-				return nil
-			})
+			ch, known, err := (&server.Publisher{Dir: *dir}).Withdraw(args[0], args[1], undo)
 			if err != nil {
 				return err
+			}
+			if !known && !undo {
+				fmt.Fprintf(a.stderr, "flipside: version %s is not published here, as far as \"flipside release list\" tells\n", args[1])
 			}
 			if err := a.showChannel(args[0], ch); err != nil || a.json {
 				return err

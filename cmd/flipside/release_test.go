@@ -87,9 +87,12 @@ func TestReleaseAndServe(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	publish(exitFailed, "publish 1.1.0: ", "1.1.0", two)
 	publish(exitFailed, "choose a new version number", "1.1.0", two)
 	publish(exitVerify, "payload create", "1.3.0", key)
-	publish(exitFailed, "three numbers", "one", one)
+	publish(exitUsage, "three numbers", "one", one)
+	run(exitUsage, "plain name", "release", "publish", "--dir", dir, "--channel", "a b", "--version", "1.5.0", "--unverified", one)
+	run(exitUsage, "plain name", "release", "pause", "--dir", dir, "../x")
 	run(exitUsage, "--version is missing", "release", "publish", "--dir", dir, one)
 	run(exitUsage, "FILE", "release", "publish", "--dir", dir)
 
@@ -165,6 +168,9 @@ func TestReleaseAndServe(t *testing.T) {
 	run(exitUsage, "nothing to set", "release", "set", "--dir", dir, "beta")
 	run(exitUsage, "1 to 100", "release", "set", "--dir", dir, "beta", "--percent", "101")
 	run(0, "withdrawn: 1.2.0", "release", "withdraw", "--dir", dir, "beta", "1.2.0")
+	run(exitUsage, "three numbers", "release", "withdraw", "--dir", dir, "beta", "garbage")
+	run(0, "not published here", "release", "withdraw", "--dir", dir, "beta", "8.0.0")
+	run(0, "withdrawn: 1.2.0", "release", "withdraw", "--dir", dir, "beta", "8.0.0", "--undo")
 	run(0, "withdrawn: -", "release", "withdraw", "--dir", dir, "beta", "1.2.0", "--undo")
 	copied := filepath.Join(work, "state.copy")
 	run(exitBusy, "--token-file", "release", "backup", "--dir", dir, copied)

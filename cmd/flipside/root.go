@@ -156,7 +156,7 @@ func exitCode(ctx context.Context, err error) int {
 		return e.code
 	case ctx.Err() != nil:
 		return exitInterrupt
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, server.ErrInvalid):
 		return exitUsage
 	case errors.Is(err, os.ErrPermission):
 		return exitPermitted

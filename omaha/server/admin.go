@@ -70,6 +70,25 @@ type Limits struct {
 // ErrNobody is why 0 percent is refused: in a channel's file no number is for all hosts.
 var ErrNobody = errors.New("percent = 0 would be nobody: 100 is all hosts; to let nobody have the release, pause the channel")
 
+// Withdraw lets no host on a channel get a version any more, or with undo lets them get it again. It may be one that is not published here, yet: known says
+// whether it is.
+func (p *Publisher) Withdraw(channel, version string, undo bool) (c Channel, known bool, err error) {
+	if err := checkVersion(version); err != nil && !undo { // what is on the list for whatever reason can be taken off
+		return c, false, err
+	}
+	if _, err := p.Channel(channel); err != nil {
+		return c, false, err
+	}
+	c, err = p.Change(channel, func(c *Channel) error {
+		c.Blacklist = slices.DeleteFunc(c.Blacklist, func(v string) bool { return v == version })
+		if !undo {
+			c.Blacklist = append(c.Blacklist, version)
+		}
+		return nil
+	})
+	return c, err == nil && p.published(version) == nil, err
+}
+
 // Apply carries out an order.
 func (p *Publisher) Apply(channel string, o Order) (Channel, error) {
 	switch o.Action {
@@ -94,6 +113,11 @@ func (p *Publisher) Apply(channel string, o Order) (Channel, error) {
 					if from != nil {
 						*to = *from
 					}
+				}
+			}
+			for _, version := range o.Blacklist {
+				if err := checkVersion(version); err != nil {
+					return err
 				}
 			}
 			if o.Blacklist != nil {
@@ -169,7 +193,7 @@ func (s *Server) order(w http.ResponseWriter, r *http.Request, p Publisher) {
 		s.refuse(w, http.StatusInternalServerError, "the change is written and cannot be read back")
 		return
 	}
-	s.writeJSON(w, channelDoc{"flipside.channel/v1", name, s.channels(s.catalog.Load())[name]})
+	s.writeJSON(w, NewChannelDoc(name, s.channels(s.catalog.Load())[name]))
 }
 
 const (

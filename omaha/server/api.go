@@ -88,11 +88,16 @@ func (s *Server) listChannels(w http.ResponseWriter, _ *http.Request) {
 	}{"flipside.channels/v1", out})
 }
 
-// channelDoc is a channel with everything in its file.
-type channelDoc struct {
+// ChannelDoc is a channel with everything in its file, for programs.
+type ChannelDoc struct {
 	Schema  string  `json:"schema"`
 	Name    string  `json:"name"`
 	Channel Channel `json:"channel"`
+}
+
+// NewChannelDoc makes the document of a channel.
+func NewChannelDoc(name string, c Channel) ChannelDoc {
+	return ChannelDoc{"flipside.channel/v1", name, c}
 }
 
 func (s *Server) showChannel(w http.ResponseWriter, r *http.Request) {
@@ -102,7 +107,7 @@ func (s *Server) showChannel(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusNotFound, "there is no channel %q", clean(name))
 		return
 	}
-	s.writeJSON(w, channelDoc{"flipside.channel/v1", name, ch})
+	s.writeJSON(w, NewChannelDoc(name, ch))
 }
 
 // Plan is what a host would get on a channel.
@@ -135,7 +140,7 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusNotFound, "there is no channel %q", clean(r.PathValue("name")))
 		return
 	}
-	p := Plan{Schema: "flipside.plan/v1", Channel: name, Running: running.String(), Steps: []string{}}
+	p := Plan{Schema: "flipside.channel-plan/v1", Channel: name, Running: running.String(), Steps: []string{}}
 	for at := running; ch.Version != "" && len(p.Steps) <= len(ch.Floors); {
 		next, err := ch.next(at)
 		if err != nil {

@@ -73,7 +73,7 @@ func (c Channel) check() error {
 		"stop_after_failures": c.StopFailures, "stop_after_timeouts": c.StopTimeouts, "stop_after_differing_boots": c.StopDiffers,
 		"stop_failure_percent": c.StopFailurePercent, "stop_failure_min": c.StopFailureMin} {
 		if n < 0 || (strings.HasSuffix(key, "percent") && n > 100) {
-			return fmt.Errorf("%s = %d is out of range", key, n)
+			return fmt.Errorf("%s = %d is %w: it is out of range", key, n, ErrInvalid)
 		}
 	}
 	if _, err := c.open(time.Time{}); err != nil {

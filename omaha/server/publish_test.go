@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Several publish the same version at the same moment, each with a payload of its own: one of them wins, with its payload and its digest, and the others are told.
@@ -148,4 +149,39 @@ func TestChannelNamesWhatIsThere(t *testing.T) {
 	if err := set(func(c *Channel) { c.Paused = true }); err != nil {
 		t.Errorf("a channel with a floor that is gone cannot be paused: %v", err)
 	}
+}
+
+// A server removes what programs left in its directory that were killed, and leaves alone what others work on.
+func TestSweep(t *testing.T) {
+	l := newLab(t)
+	l.publishVersion("1.1.0", 1)
+	l.Close()
+	long := time.Now().Add(-2 * leftAfter)
+	gone := []string{"payloads/.upload-1", "payloads/.mirror-2", "payloads/.import-3", "payloads/.1.2.0.payload4444", "channels/.stable.toml55", "releases/.1.2.0.toml6"}
+	stay := []string{"payloads/.mirror-7", "payloads/.1.3.0.payload88", "channels/.gitignore", "payloads/1.1.0.payload", "channels/stable.toml", "releases/1.1.0.toml"}
+	for i, name := range append(gone, stay...) {
+		path := filepath.Join(l.dir, name)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if i > 0 && i < len(gone) || i > len(gone)+1 {
+			if err := os.Chtimes(path, long, long); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	l.start()
+	for _, name := range gone {
+		if _, err := os.Stat(filepath.Join(l.dir, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there: %v", name, err)
+		}
+	}
+	for _, name := range stay {
+		if _, err := os.Stat(filepath.Join(l.dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	l.wants(l.client(1, "1.0.0"), "1.1.0", "")
 }

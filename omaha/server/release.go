@@ -49,6 +49,7 @@ var (
 	ErrNotPayload = errors.New("not an update payload")
 	ErrExists     = errors.New("this version is already published with another payload")
 	ErrUnknown    = errors.New("not known")
+	ErrInvalid    = errors.New("not valid") // a version, the name of a channel, or a number that nothing can have
 )
 
 // namePattern is what a channel may be called: it becomes a file name and travels as an attribute.
@@ -56,7 +57,7 @@ var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0
 
 func checkChannel(name string) error {
 	if !namePattern.MatchString(name) {
-		return fmt.Errorf("channel %q is not a plain name", name)
+		return fmt.Errorf("channel %q is %w: it has to be a plain name", name, ErrInvalid)
 	}
 	return nil
 }
@@ -450,7 +451,7 @@ func (r Release) check(file string) error {
 
 func checkVersion(version string) error {
 	if _, err := semver.Parse(version); err != nil || len(version) > 100 {
-		return fmt.Errorf("version %q is not three numbers with an optional -pre and +build", version)
+		return fmt.Errorf("version %q is %w: it has to be three numbers with an optional -pre and +build", version, ErrInvalid)
 	}
 	return nil
 }

@@ -279,15 +279,27 @@ func (s *Server) base(r *http.Request) string {
 	return scheme + "://" + addr.String() + "/payloads/"
 }
 
-// sweep removes what uploads left behind when the server was killed.
+// leftAfter is when the file of another program that does not grow any more is taken for one that was killed.
+const leftAfter = 24 * time.Hour
+
+// sweep removes what was left behind by this server and by programs that publish, mirror or import, when they were killed.
 func (s *Server) sweep() {
-	left, err := filepath.Glob(filepath.Join(s.dir, "payloads", ".upload-*"))
-	if err != nil {
-		return // cannot be: the pattern is fine
-	}
-	for _, path := range left {
-		if err := os.Remove(path); err != nil {
-			s.log.Warn("what is left of an upload cannot be removed", "error", err)
+	for pattern, age := range map[string]time.Duration{
+		"payloads/.upload-*": 0, // only this server makes them
+		"payloads/.mirror-*": leftAfter, "payloads/.import-*": leftAfter, "payloads/.*.payload[0-9]*": leftAfter,
+		"releases/.*.toml[0-9]*": leftAfter, "deltas/.*.toml[0-9]*": leftAfter, "channels/.*.toml[0-9]*": leftAfter, "pcrs/.*.toml[0-9]*": leftAfter,
+	} {
+		left, err := filepath.Glob(filepath.Join(s.dir, filepath.FromSlash(pattern)))
+		if err != nil {
+			return // cannot be: the patterns are fine
+		}
+		for _, path := range left {
+			if info, err := os.Stat(path); err != nil || time.Since(info.ModTime()) < age {
+				continue
+			}
+			if err := os.Remove(path); err != nil {
+				s.log.Warn("what is left of a program that was killed cannot be removed", "error", err)
+			}
 		}
 	}
 }

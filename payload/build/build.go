@@ -221,10 +221,10 @@ func (s *Spec) check() error {
 		}
 		seen[img.Name] = true
 		if img.Size <= 0 || img.Size%blockSize != 0 && (s.Major != 1 || img.Name == "usr") {
-			return fmt.Errorf("image %q has %d bytes, want a multiple of %d", img.Name, img.Size, blockSize)
+			return fmt.Errorf("image %q has %d bytes, want a multiple of %d: fill the file up with: truncate -s %%%d FILE", img.Name, img.Size, blockSize, blockSize)
 		}
 		if img.Old != nil && (img.Old.Size <= 0 || img.Old.Size%blockSize != 0 || img.Size%blockSize != 0) {
-			return fmt.Errorf("the old image %q has %d bytes, want a multiple of %d", img.Name, img.Old.Size, blockSize)
+			return fmt.Errorf("the old image %q has %d bytes, want a multiple of %d: fill the file up with: truncate -s %%%d FILE", img.Name, img.Old.Size, blockSize, blockSize)
 		}
 		if max(img.Size, 1) > maxImage || img.Old != nil && img.Old.Size > maxImage {
 			return fmt.Errorf("image %q has more than %d bytes", img.Name, int64(maxImage))
