@@ -112,6 +112,12 @@ func TestFailedCommit(t *testing.T) {
 		t.Errorf("the problems are %q", said)
 	}
 	samples := len(l.history.Samples)
+	if hosts, _, err := l.store.load(); err != nil || len(hosts) != 1 {
+		t.Errorf("%d hosts are on the disk, %v", len(hosts), err)
+	}
+	if past, err := l.store.loadHistory(); err != nil || len(past.Samples) != samples || len(past.Activity) != len(l.history.Activity) {
+		t.Errorf("of %d samples %d are on the disk, %v", samples, len(past.Samples), err)
+	}
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
