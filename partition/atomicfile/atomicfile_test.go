@@ -269,3 +269,45 @@ func TestRemove(t *testing.T) {
 		}
 	}
 }
+
+// In a directory where others make files, too, what is there under the temporary name is not written into unless it is this user's own, and only there.
+func TestOthersInTheDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can make another user's file")
+	}
+	for what, put := range map[string]func(path, victim string) error{
+		"another's file": func(path, _ string) error {
+			return errors.Join(os.WriteFile(path, []byte("xyz"), 0o666), os.Chown(path, 1, 1))
+		},
+		"a link to a file":        func(path, victim string) error { return os.Symlink(victim, path) },
+		"another name of a file":  func(path, victim string) error { return os.Link(victim, path) },
+		"a directory":             func(path, _ string) error { return os.Mkdir(path, 0o700) },
+		"what was begun, its own": func(path, _ string) error { return os.WriteFile(path, []byte("begun"), 0o600) },
+	} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, 0o770|fs.ModeSticky); err != nil {
+			t.Fatal(err)
+		}
+		victim := filepath.Join(dir, "victim")
+		if err := errors.Join(os.WriteFile(victim, []byte("precious"), 0o600), put(filepath.Join(dir, temporary("f")), victim)); err != nil {
+			t.Fatal(err)
+		}
+		if err := Write(OS(dir), "f", []byte("new")); err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		f, err := OS(dir).Open("f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !own(f) {
+			t.Errorf("%s: the file is not this user's own", what)
+		}
+		f.Close()
+		for name, want := range map[string]string{"f": "new", "victim": "precious"} {
+			if data, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(data) != want {
+				t.Errorf("%s: %s holds %q, %v", what, name, data, err)
+			}
+		}
+	}
+}

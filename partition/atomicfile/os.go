@@ -1,7 +1,9 @@
 package atomicfile
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -20,9 +22,36 @@ func (d OS) path(name string) (string, error) {
 	return filepath.Join(string(d), name), nil
 }
 
-// Create opens or makes a file, which only its owner may read. A symbolic link is not followed.
+// Create opens or makes a file, which only its owner may read. A symbolic link is not followed. In a directory with a sticky bit others make files, too: what is
+// not this user's own there, or has another name as well, is removed and made anew.
 func (d OS) Create(name string) (File, error) {
-	return d.open(name, os.O_RDWR|os.O_CREATE)
+	f, err := d.open(name, os.O_RDWR|os.O_CREATE)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if own(f) {
+		return f, err
+	}
+	if info, serr := os.Stat(string(d)); serr != nil || info.Mode()&fs.ModeSticky == 0 {
+		return f, err
+	}
+	if err == nil {
+		f.Close()
+	}
+	if err := d.Remove(name); err != nil {
+		return nil, fmt.Errorf("making way for a file: %w", err)
+	}
+	return d.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+}
+
+// own reports whether an open file is this user's, and has no other name.
+func own(f File) bool {
+	o, ok := f.(osFile)
+	if !ok {
+		return false
+	}
+	var st unix.Stat_t
+	return unix.Fstat(int(o.Fd()), &st) == nil && int(st.Uid) == os.Geteuid() && st.Nlink == 1
 }
 
 // Open opens a file for reading. A symbolic link is not followed.

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/partition"
+	"github.com/flipside-linux/flipside/partition/atomicfile"
 )
 
 // Errors that callers decide on.
@@ -120,12 +121,15 @@ func (p Program) run(parent context.Context, device string) error {
 	ctx, cancel := context.WithTimeout(parent, timeout)
 	defer cancel()
 	// A link may lead anywhere: others than this process write to the directory.
-	out, err := os.OpenFile(p.Output, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	out, err := atomicfile.OS(filepath.Dir(p.Output)).Create(filepath.Base(p.Output))
 	if err != nil {
 		return fmt.Errorf("keeping its output: %w", err)
 	}
 	defer out.Close()
-	keep := &output{w: out, log: p.Log, left: maxOutput}
+	if err := out.Truncate(0); err != nil {
+		return fmt.Errorf("keeping its output: %w", err)
+	}
+	keep := &output{w: io.NewOffsetWriter(out, 0), log: p.Log, left: maxOutput}
 	cmd := exec.CommandContext(ctx, filepath.Join(p.Mount, p.Path), append([]string{device}, p.Args...)...)
 	cmd.Dir = p.Mount
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8",

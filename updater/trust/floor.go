@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/flipside-linux/flipside/partition/atomicfile"
 )
@@ -61,6 +63,8 @@ type Floor struct {
 	Mode    Mode   // "" is Auto
 	Device  string // of the TPM; "" is DefaultDevice
 	Release int64  // the running release's own number; 0 if it names none
+	// ReadOnly writes nothing when the floor is only looked at: the file is somebody else's.
+	ReadOnly bool
 
 	mu sync.Mutex
 }
@@ -76,6 +80,9 @@ type record struct {
 }
 
 const recordSchema = "flipside.trust/v1"
+
+// maxRecord is more than the file ever has.
+const maxRecord = 1 << 20
 
 var errRecord = errors.New("the floor's file cannot be read")
 
@@ -105,10 +112,27 @@ func decodeRecord(data []byte) (record, error) {
 // load reads the file. A file that is not there is a floor of 0; so is one that cannot be read, because who can write rubbish into it can
 // delete it as well, and rubbish must not stop a host's updates. The TPM and the running release keep what they know.
 func (f *Floor) load() (record, string, error) {
-	data, err := os.ReadFile(f.Path)
+	file, err := os.Open(f.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return record{Schema: recordSchema}, "", nil
 	}
+	if err != nil {
+		return record{}, "", fmt.Errorf("reading the floor: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return record{}, "", fmt.Errorf("reading the floor: %w", err)
+	}
+	dir, err := os.Stat(filepath.Dir(f.Path))
+	if err != nil {
+		return record{}, "", fmt.Errorf("reading the floor: %w", err)
+	}
+	// A sticky bit says that others may make files in the directory, too.
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && dir.Mode()&fs.ModeSticky != 0 && os.Geteuid() == 0 && st.Uid != 0 {
+		return record{Schema: recordSchema}, fmt.Sprintf("%s is not root's, but user %d's", f.Path, st.Uid), nil
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxRecord))
 	if err != nil {
 		return record{}, "", fmt.Errorf("reading the floor: %w", err)
 	}
@@ -149,7 +173,7 @@ func (f *Floor) level() (Level, record, error) {
 		switch {
 		case err == nil:
 			l.TPM, l.Keeper = n, "tpm"
-			if !r.TPM { // the file was lost, or is older than the TPM's floor
+			if !r.TPM && !f.ReadOnly { // the file was lost, or is older than the TPM's floor
 				r.TPM = true
 				if err := f.save(r); err != nil {
 					l.Warning = err.Error()

@@ -3,6 +3,7 @@ package trust
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -246,4 +247,23 @@ func FuzzRecord(f *testing.F) {
 			t.Fatalf("%+v", r)
 		}
 	})
+}
+
+// A file that is not root's says nothing to root: in a directory that others may write to, anybody may have made it. Who only looks writes nothing.
+func TestFloorOfSomebodyElse(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file away")
+	}
+	f := newFloor(t, Auto, "")
+	take(t, f, "USR-A", "1", 100)
+	wantLevel(t, f, 100, "file")
+	if err := errors.Join(os.Chown(f.Path, 1, 1), os.Chmod(filepath.Dir(f.Path), 0o770|fs.ModeSticky)); err != nil {
+		t.Fatal(err)
+	}
+	wantLevel(t, f, 0, "file")
+	if l, err := f.Level(); err != nil || l.Warning == "" {
+		t.Errorf("%+v, %v", l, err)
+	}
+	take(t, f, "USR-A", "1", 200)
+	wantLevel(t, f, 200, "file")
 }
