@@ -120,6 +120,8 @@ install: build ## install programs, units, alert rules and documents into $(DEST
 	install -m 0644 packaging/systemd/flipside-deadman.service packaging/systemd/flipside-deadman.timer $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -D -m 0755 packaging/systemd/deadman $(DESTDIR)$(PREFIX)/lib/flipside/deadman
 	install -D -m 0644 packaging/systemd/flipside.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/flipside.catalog
+	install -D -m 0755 packaging/systemd/account $(DESTDIR)$(PREFIX)/lib/flipside/account
+	install -D -m 0644 packaging/sysusers/flipside.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/flipside.conf
 	install -D -m 0644 packaging/tmpfiles/flipside.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/flipside.conf
 	install -d $(DESTDIR)$(PREFIX)/share/dbus-1/system.d $(DESTDIR)$(PREFIX)/share/polkit-1/actions
 	install -m 0644 packaging/dbus/*.conf $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/

@@ -10,14 +10,19 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"reflect"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater/config"
@@ -30,6 +35,8 @@ func main() {
 	path := flag.String("config", "", "read only this configuration `file` (default: "+config.DefaultPath+", its drop-ins, and update.conf)")
 	verbose := flag.Bool("v", false, "log more")
 	part := flag.String("part", "", "which `part` of the daemon this process is; only flipsided itself says that")
+	account := flag.String("user", host.DefaultAccount, "run the part that talks to the network as this system `user`, if there is one; \"\": as whoever started flipsided")
+	lack := flag.String("lack", "", "why this part is not run as that user; only flipsided itself `says` that")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "flipsided: unexpected argument %q\n", flag.Arg(0))
@@ -41,23 +48,35 @@ func main() {
 	}
 	log := slog.New(handler(level))
 	self := func(part string) *exec.Cmd {
-		cmd := exec.Command("/proc/self/exe", "-part", part, "-config", *path, fmt.Sprintf("-v=%t", *verbose))
+		cmd := exec.Command("/proc/self/exe", "-part", part, "-config", *path, "-user", *account, fmt.Sprintf("-v=%t", *verbose))
 		cmd.Args[0], cmd.Stderr = os.Args[0], os.Stderr
 		return cmd
+	}
+	if *part != "" {
+		_ = os.WriteFile("/proc/self/comm", []byte("flipsided"), 0) // people look for it by that name, and it was started as /proc/self/exe
 	}
 	var err error
 	switch *part {
 	case "":
+		err = supervise(*path, *account, self, log)
+	case "agent":
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		err = run(ctx, *path, self("spawner"), log)
-	case "spawner":
-		err = spawn(*path, func() *exec.Cmd { return self("writer") }, log)
+		err = run(ctx, *path, *lack, log)
 	case "writer":
 		err = write(log)
+	case "errand":
+		err = doErrand(*account)
 	default:
 		fmt.Fprintf(os.Stderr, "flipsided: there is no part %q\n", *part)
 		os.Exit(2)
+	}
+	var ended *writer.EndedError
+	if errors.As(err, &ended) {
+		if ended.Signal != 0 {
+			log.Error(err.Error())
+		}
+		os.Exit(ended.Status) // it said itself why
 	}
 	var exit *reboot.ExitError
 	switch {
@@ -78,28 +97,98 @@ func handler(level slog.Level) slog.Handler {
 	return slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})
 }
 
-// run is the agent: everything but what writes to the disk. It gives the rights to that up as soon as somebody is there who can start writers.
-func run(ctx context.Context, path string, spawner *exec.Cmd, log *slog.Logger) (err error) {
+// supervise is the process that flipsided is started as. It keeps its rights, starts the agent, and starts for the agent what needs them. A file that cannot be used must not
+// keep a good release from being confirmed: writers are given the last configuration that could.
+func supervise(path, account string, self func(part string) *exec.Cmd, log *slog.Logger) error {
+	signals, told := make(chan os.Signal, 4), make(chan os.Signal)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	var last []byte
+	read := func() (config.Config, error) {
+		l, err := config.Read(config.Source{File: path, Fixed: true})
+		if err != nil {
+			return config.Config{}, err
+		}
+		last, err = json.Marshal(l.Config)
+		return l.Config, err
+	}
+	c, err := read()
+	if err != nil {
+		return err
+	}
+	agent, own := self("agent"), func() error { return nil }
+	agent.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "WATCHDOG_PID=") }) // it is the agent that says that all is well
+	if os.Geteuid() == 0 && account != "" {
+		a, err := host.FindAccount(account, c)
+		if err != nil {
+			agent.Args = append(agent.Args, "-lack", err.Error())
+		} else if agent.SysProcAttr, err = a.Prepare(c); err != nil {
+			return err
+		} else {
+			own = func() error { return a.Own(c) }
+		}
+	}
+	go func() {
+		for sig := range signals {
+			if sig == syscall.SIGHUP { // before it has that sent, systemd makes the directories of the service root's again, with all that is in them
+				if err := own(); err != nil {
+					log.Error(err.Error())
+				}
+			}
+			told <- sig
+		}
+	}()
+	lean()
+	return writer.Supervise(agent, told, func(which writer.Part) *exec.Cmd {
+		if _, err := read(); err != nil {
+			log.Error("the configuration cannot be used; what writes to the disk keeps the last one that could", "error", err)
+		}
+		cmd := self(partNames[which])
+		cmd.Stdin = bytes.NewReader(last)
+		return cmd
+	}, func(state string) { daemon.SdNotify(false, state) }, log)
+}
+
+// partNames are the parts as the command line says them.
+var partNames = map[writer.Part]string{writer.TheWriter: "writer", writer.TheErrands: "errand"}
+
+// run is the agent: everything but what needs root. It gives up what rights it has before it says a word on the network.
+func run(ctx context.Context, path, lack string, log *slog.Logger) (err error) {
 	debug.SetMemoryLimit(96 << 20) // collect early rather than grow: updates run beside the host's real work
-	s, err := writer.StartSpawner(spawner)
+	conn, err := writer.Inherited()
+	if err != nil {
+		return err
+	}
+	manager, err := writer.TellManager()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	s := writer.NewSpawner(conn, func(sig syscall.Signal) {
+		if sig != syscall.SIGHUP {
+			cancel(nil)
+			return
+		}
+		select {
+		case hup <- sig:
+		default: // it is about to read its configuration
+		}
+	})
 	go func() {
 		<-s.Lost()
 		cancel(errLost)
 	}()
 	load, lacks, err := confined(path)
 	if err != nil {
-		s.Close()
 		return err
 	}
+	if lack != "" {
+		lacks = append([]string{"a user of its own: " + lack}, lacks...)
+	}
 	defer time.AfterFunc(started, lean).Stop()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	reload := make(chan struct{})
 	go func() {
 		for range hup {
@@ -110,11 +199,10 @@ func run(ctx context.Context, path string, spawner *exec.Cmd, log *slog.Logger) 
 			}
 		}
 	}()
-	err = host.Serve(ctx, host.Options{Load: load, Start: s.Start, Lacks: lacks}, reload, log)
+	err = host.Serve(ctx, host.Options{Load: load, Start: s.Start, Lacks: lacks, Manager: manager, Errands: func() (*net.UnixConn, error) { return s.Connect(writer.TheErrands) }}, reload, log)
 	if err == nil && context.Cause(ctx) == errLost {
 		return errLost
 	}
-	s.Close()
 	return err
 }
 
@@ -147,44 +235,38 @@ func confined(path string) (load func() (config.Config, error), lacks []string, 
 const started = 5 * time.Second
 
 // errLost ends the agent: whoever supervises it starts both anew.
-var errLost = errors.New("the process that starts the writers has ended, and nothing can be written to the disk without it")
+var errLost = errors.New("the process that started this one has ended, and nothing can be written to the disk without it")
 
-// spawn is the process that is there to start writers. A file that cannot be used must not keep a good release from being confirmed: writers are given the last
-// configuration that could.
-func spawn(path string, command func() *exec.Cmd, log *slog.Logger) error {
-	conn, err := writer.Inherited()
-	if err != nil {
-		return err
-	}
-	var last []byte
-	read := func() {
-		c, err := config.Load(path)
-		if err == nil {
-			last, err = json.Marshal(c)
-		}
-		if err != nil {
-			log.Error("the configuration cannot be used; what writes to the disk keeps the last one that could", "error", err)
-		}
-	}
-	read()
-	lean()
-	return writer.Spawn(conn, func() *exec.Cmd {
-		read()
-		cmd := command()
-		cmd.Stdin = bytes.NewReader(last)
-		return cmd
-	}, log)
+// given is the configuration that whoever starts a part writes to its standard input.
+func given() (c config.Config, err error) {
+	err = json.NewDecoder(os.Stdin).Decode(&c)
+	return c, err
 }
 
-// write is a writer. The spawner writes its configuration to its standard input.
+// write is a writer.
 func write(log *slog.Logger) error {
 	debug.SetMemoryLimit(48 << 20)
 	conn, err := writer.Inherited()
 	if err != nil {
 		return err
 	}
-	return writer.Serve(context.Background(), conn, sync.OnceValues(func() (c config.Config, err error) {
-		err = json.NewDecoder(os.Stdin).Decode(&c)
-		return c, err
-	}), log)
+	return writer.Serve(context.Background(), conn, sync.OnceValues(given), log)
+}
+
+// doErrand does one thing for the agent that needs the rights that it has given up.
+func doErrand(account string) error {
+	conn, err := writer.Inherited()
+	if err != nil {
+		return err
+	}
+	return host.Errand(context.Background(), conn, given, func(c config.Config) error {
+		if os.Geteuid() != 0 || account == "" {
+			return nil
+		}
+		a, err := host.FindAccount(account, c)
+		if err != nil {
+			return err
+		}
+		return a.Own(c)
+	})
 }

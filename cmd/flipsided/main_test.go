@@ -8,12 +8,15 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/partition/gptimage"
 	"github.com/flipside-linux/flipside/updater"
@@ -161,8 +164,8 @@ func family(t *testing.T, pid int) []int {
 	return list
 }
 
-// checkRights looks at what the kernel says of the agent's rights, and of those that the process keeps that starts writers.
-func checkRights(t *testing.T, agent int, stderr *bytes.Buffer) {
+// checkRights looks at what the kernel says of the agent's rights, and of those that the process keeps that starts writers, which has the agent as its only child.
+func checkRights(t *testing.T, first int, stderr *bytes.Buffer) {
 	t.Helper()
 	field := func(pid int, name string) string {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -182,20 +185,46 @@ func checkRights(t *testing.T, agent int, stderr *bytes.Buffer) {
 		return
 	}
 	const sysAdmin, mknod = 1 << 21, 1 << 27
-	for _, pid := range family(t, agent) {
+	for _, pid := range family(t, first) {
 		caps, err := strconv.ParseUint(field(pid, "CapEff"), 16, 64)
 		if err != nil {
 			t.Fatal(err)
 		}
 		seccomp := field(pid, "Seccomp")
-		if pid == agent {
+		if pid != first {
 			if seccomp != "2" || field(pid, "NoNewPrivs") != "1" || caps&(sysAdmin|mknod) != 0 {
 				t.Errorf("the agent has seccomp %s, capabilities %x", seccomp, caps)
+			}
+			if account(t) != "" && (caps != 1<<unix.CAP_DAC_READ_SEARCH || uid(t, pid) == 0 || uid(t, first) != 0) {
+				t.Errorf("the agent is user %d and has capabilities %x; what started it is user %d", uid(t, pid), caps, uid(t, first))
 			}
 		} else if os.Getuid() == 0 && caps != own(t) {
 			t.Errorf("what starts writers has capabilities %x, want %x", caps, own(t))
 		}
 	}
+}
+
+// account is a user for the agent that every host has; "" where it cannot be had.
+func account(t *testing.T) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return ""
+	}
+	if _, err := user.Lookup("daemon"); err != nil {
+		t.Log(err)
+		return ""
+	}
+	return "daemon"
+}
+
+// uid is the user that a process runs as.
+func uid(t *testing.T, pid int) uint32 {
+	t.Helper()
+	info, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Sys().(*syscall.Stat_t).Uid
 }
 
 // own are the capabilities of this process.
@@ -228,7 +257,7 @@ func TestTheProgram(t *testing.T) {
 		t.Errorf("the stripped binary has %d bytes, more than %d", info.Size(), maxBinary)
 	}
 	conf, socket, dir := configure(t, gptimage.Attributes(1, 0, true))
-	cmd := exec.Command(bin, "-config", conf)
+	cmd := exec.Command(bin, "-config", conf, "-user", account(t))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
@@ -309,7 +338,7 @@ func TestTheProgram(t *testing.T) {
 	}
 }
 
-// A health check, which the agent runs, can write to the daemon's own directories and not to the disk's image or to the keys.
+// A health check runs as whoever started flipsided, and can write to the daemon's own directories and not to the disk's image or to the keys.
 func TestTheAgentIsConfined(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the daemon")
@@ -324,7 +353,7 @@ func TestTheAgentIsConfined(t *testing.T) {
 	defer os.RemoveAll(theirs)
 	check := filepath.Join(dir, "health.d", "10-writes")
 	said := filepath.Join(dir, "state", "said")
-	script := fmt.Sprintf("#!/bin/sh\nexec > %s 2>/dev/null\n(touch %s/new) && echo theirs\n(echo x > %s/pinned.pem) && echo keys\nexec > %s.done\n", said, theirs, theirs, said)
+	script := fmt.Sprintf("#!/bin/sh\nexec > %s 2>/dev/null\n[ $(id -u) = %d ] || echo not $(id -u)\n(touch %s/new) && echo theirs\n(echo x > %s/pinned.pem) && echo keys\nexec > %s.done\n", said, os.Getuid(), theirs, theirs, said)
 	text, err := os.ReadFile(conf)
 	if err == nil {
 		err = errors.Join(os.Mkdir(filepath.Dir(check), 0o755), os.WriteFile(check, []byte(script), 0o755), os.Mkdir(filepath.Join(dir, "state"), 0o700),
@@ -334,7 +363,7 @@ func TestTheAgentIsConfined(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(bin, "-config", conf)
+	cmd := exec.Command(bin, "-config", conf, "-user", account(t))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {

@@ -28,6 +28,8 @@ const (
 type Source struct {
 	Root string // before every path; "" is /
 	File string // if set, only this file is read, and what an operator chose at run time
+	// Fixed leaves out what an operator chose at run time. That file is in the state directory, where more than root may write.
+	Fixed bool
 }
 
 // Origin is where a setting was made.
@@ -162,6 +164,12 @@ func fresh() *Loaded { return &Loaded{Config: Default(), Origins: map[string]Ori
 
 // finish adds what the operator chose and checks the whole.
 func (l *Loaded) finish(src Source) (*Loaded, error) {
+	if src.Fixed {
+		if err := l.check(src.File); err != nil {
+			return nil, err
+		}
+		return l, nil
+	}
 	path := filepath.Join("/", src.Root, l.Paths.State, choiceName)
 	if src.File != "" {
 		path = filepath.Join(l.Paths.State, choiceName)

@@ -1,5 +1,5 @@
 // Package confine takes rights away from the process that it runs in, and from all that it starts, for good. It is what keeps the daemon's agent, which talks to the
-// network, from the disk, once a process that keeps the rights is there to start writers.
+// network, from the disk, whatever user it is; a process that keeps the rights is there to start writers.
 //
 // Three things of the kernel are used, each for what it can do. What one of them lacks on a host is said and not fatal.
 //

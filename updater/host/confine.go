@@ -9,7 +9,7 @@ import (
 	"github.com/flipside-linux/flipside/updater/trust"
 )
 
-// Confinement is what the agent of the host that c configures, with the health checks and gate programs that it runs, may write to. There is no disk with slots in it,
+// Confinement is what the agent of the host that c configures may write to, and the health checks and gate programs, which run for it. There is no disk with slots in it,
 // nothing of the boot partition, and not the keys and the configuration, which decide what a writer believes.
 func Confinement(c config.Config) confine.Policy {
 	p := confine.Policy{

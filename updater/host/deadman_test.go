@@ -11,6 +11,8 @@ import (
 
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 // The note is there while a release is armed or on trial, and gone before and after.
@@ -82,7 +84,7 @@ func TestDeadmanProgram(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	running, err := osVersion("/usr/lib/os-release")
+	running, err := writer.RunningVersion(config.Config{Host: config.Host{OSRelease: "/usr/lib/os-release"}})
 	if err != nil {
 		t.Skip(err)
 	}

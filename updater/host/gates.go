@@ -8,11 +8,17 @@ import (
 
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/reboot"
+	"github.com/flipside-linux/flipside/reboot/health"
 	"github.com/flipside-linux/flipside/updater/config"
 )
 
-// rebootGates are the host's own gates before a reboot, in the order in which they are asked.
-func rebootGates(c config.Config) (*reboot.Panel, error) {
+// gatePrograms are those of reboot.gate_dir.
+func gatePrograms(c config.Config) health.Checks {
+	return health.Checks{Dir: c.Reboot.GateDir, Timeout: time.Duration(c.Reboot.GateTimeout)}
+}
+
+// rebootGates are the host's own gates before a reboot, in the order in which they are asked. run runs the programs of reboot.gate_dir.
+func rebootGates(c config.Config, run func(context.Context) error) (*reboot.Panel, error) {
 	schedule, err := c.Reboot.Schedule()
 	if err != nil {
 		return nil, err
@@ -24,7 +30,7 @@ func rebootGates(c config.Config) (*reboot.Panel, error) {
 	}
 	p.Gates = append(p.Gates, reboot.Files{Dir: c.InhibitDir()})
 	if c.Reboot.GateDir != "" {
-		p.Gates = append(p.Gates, reboot.Commands{Dir: c.Reboot.GateDir, Timeout: time.Duration(c.Reboot.GateTimeout)})
+		p.Gates = append(p.Gates, reboot.Commands{Dir: c.Reboot.GateDir, Run: run})
 	}
 	if c.Reboot.Alerts != "" {
 		p.Gates = append(p.Gates, reboot.Alerts{URL: c.Reboot.Alerts, Query: c.Reboot.AlertsQuery})

@@ -48,7 +48,7 @@ func TestRebootGatesFromConfig(t *testing.T) {
 		{"[reboot]\nmethod = \"exit\"\ngate_dir = \"\"\nalerts = \"http://127.0.0.1:9090\"\n", []string{"pause", "strategy", "window", "inhibit files", "alerts"}, nil},
 		{"[reboot]\ninhibitors = false\nusers_grace = \"0s\"\n", []string{"pause", "strategy", "window", "inhibit files", "commands"}, nil},
 	} {
-		p, err := rebootGates(parse(t, tt.text))
+		p, err := rebootGates(parse(t, tt.text), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,7 @@ func (s inhibiting) Mark(ctx context.Context, group, host string, m lock.Mark) e
 
 func keeper(t *testing.T, c config.Config, sem lock.Semaphore, now func() time.Time) *gatekeeper {
 	t.Helper()
-	p, err := rebootGates(c)
+	p, err := rebootGates(c, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 )
 
 // assemble builds the engine that c describes, what it aims at, and what releases its connections, and its writer, when the engine has ended.
-func assemble(c config.Config, start writer.Start, log *slog.Logger) (*updater.Engine, *target, func() error, error) {
+func assemble(c config.Config, opt Options, log *slog.Logger) (*updater.Engine, *target, func() error, error) {
 	machineID, err := readLine("machine id", c.Host.MachineID)
 	if err != nil {
 		return nil, nil, nil, err
@@ -29,7 +29,7 @@ func assemble(c config.Config, start writer.Start, log *slog.Logger) (*updater.E
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	version, err := osVersion(c.Host.OSRelease)
+	version, err := writer.RunningVersion(c)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -47,13 +47,18 @@ func assemble(c config.Config, start writer.Start, log *slog.Logger) (*updater.E
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	gates, err := rebootGates(c)
-	if err != nil {
-		return nil, nil, nil, err
-	}
+	checks, programs := healthChecks(c, version).Run, gatePrograms(c).Run
 	var rebooter reboot.Rebooter = reboot.Logind{}
+	if opt.Errands != nil {
+		s := errands{opt.Errands}
+		checks, programs, rebooter = s.health, s.gates(c.Reboot.GateDir), s
+	}
 	if c.Reboot.Method == "exit" {
 		rebooter = reboot.Exit{}
+	}
+	gates, err := rebootGates(c, programs)
+	if err != nil {
+		return nil, nil, nil, err
 	}
 	store := updater.Store{Path: filepath.Join(c.Paths.State, "state.json")}
 	state, err := loadState(store, log)
@@ -64,12 +69,12 @@ func assemble(c config.Config, start writer.Start, log *slog.Logger) (*updater.E
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	guard, err := newGuard(c, h, log)
+	guard, err := newGuard(c, h, opt.Start, log)
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, closer())
 	}
 	guard.machineID = machineID
-	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version, guard: guard, deadman: newDeadman(c, bootID, version), start: start}
+	in := &installer{conf: c, http: h, log: log, bootID: bootID, version: version, guard: guard, deadman: newDeadman(c, bootID, version), start: opt.Start}
 	if in.where, err = writer.Locate(c, os.DirFS("/")); err != nil {
 		return nil, nil, nil, errors.Join(err, closer())
 	}
@@ -100,7 +105,7 @@ func assemble(c config.Config, start writer.Start, log *slog.Logger) (*updater.E
 			host: lockName(c.Host.Alias, machineID), bootID: bootID, version: version,
 			timeout: time.Duration(c.Lock.Timeout), now: time.Now,
 		},
-		Health:   judge(c, version, bootID, log),
+		Health:   judge(c, version, bootID, checks, log),
 		Rebooter: rebooter,
 		Log:      log,
 	}
@@ -138,41 +143,13 @@ func loadState(store updater.Store, log *slog.Logger) (updater.State, error) {
 	return store.Load()
 }
 
-// osVersion reads VERSION_ID from an os-release file.
-func osVersion(path string) (string, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("reading the running version: %w", err)
-	}
-	v, ok := releaseFields(data)["VERSION_ID"]
-	if !ok {
-		return "", fmt.Errorf("reading the running version: %s has no VERSION_ID", path)
-	}
-	if _, err := omaha.CompareVersions(v, v); err != nil {
-		return "", fmt.Errorf("reading the running version: VERSION_ID in %s: %w", path, err)
-	}
-	return v, nil
-}
-
-// releaseFields reads the lines of an os-release file (man 5 os-release); of equal keys the first counts.
-func releaseFields(data []byte) map[string]string {
-	out := map[string]string{}
-	for line := range strings.Lines(string(data)) {
-		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
-		if _, known := out[key]; ok && !known {
-			out[key] = strings.Trim(value, `"'`)
-		}
-	}
-	return out
-}
-
 // releaseFile reads a file of that form which need not be there. What could not travel to the server is left out.
 func releaseFile(path string) map[string]string {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil
 	}
-	fields := releaseFields(data)
+	fields := writer.ReleaseFields(data)
 	for key, value := range fields {
 		if omaha.Printable(value) != value || len(value) > 100 || strings.ContainsFunc(value, func(r rune) bool { return r > '~' }) {
 			delete(fields, key)

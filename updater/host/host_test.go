@@ -621,12 +621,12 @@ func TestHostTakesTheNextMirror(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := newGuard(r.config(slot), h, slog.New(slog.DiscardHandler))
+	conf := r.config(slot)
+	start := writer.InProcess(func() (config.Config, error) { return conf, nil }, slog.New(slog.DiscardHandler))
+	g, err := newGuard(conf, h, start, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf := r.config(slot)
-	start := writer.InProcess(func() (config.Config, error) { return conf, nil }, slog.New(slog.DiscardHandler))
 	in := &installer{conf: conf, http: h, log: slog.New(slog.DiscardHandler), guard: g, start: start}
 	if in.where, err = writer.Locate(conf, os.DirFS("/")); err != nil {
 		t.Fatal(err)
@@ -657,7 +657,7 @@ func TestNoWriterIsLeftBehind(t *testing.T) {
 		FromSlot: "USR-A", ToSlot: "USR-B",
 	}
 	for range 2 {
-		e, _, closer, err := assemble(conf, start, log)
+		e, _, closer, err := assemble(conf, Options{Start: start}, log)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,19 +12,26 @@ import (
 	"github.com/flipside-linux/flipside/updater/config"
 )
 
-// judge runs the health checks of a boot. What a bad one leaves behind is kept in the state directory, which the release that the host
-// goes back to can read.
-func judge(c config.Config, version, bootID string, log *slog.Logger) func(context.Context) (bool, string) {
-	checks := health.Checks{
+// failedBoots is the directory in that for the state where what bad boots leave behind is kept.
+const failedBoots = "failed-boots"
+
+// healthChecks are those of a boot of a release.
+func healthChecks(c config.Config, version string) health.Checks {
+	return health.Checks{
 		Dir: c.Health.Dir, Timeout: time.Duration(c.Health.Timeout), Soak: time.Duration(c.Health.Soak),
 		Env: []string{"FLIPSIDE_VERSION=" + version},
 		Units: health.Units{
 			Active: c.Health.Units, NotFailed: c.Health.NotFailed, Patience: time.Duration(c.Health.Patience),
 		},
 	}
+}
+
+// judge decides whether a boot is good, by what run says. What a bad one leaves behind is kept in the state directory, which the release that the host
+// goes back to can read.
+func judge(c config.Config, version, bootID string, run func(context.Context) error, log *slog.Logger) func(context.Context) (bool, string) {
 	return func(ctx context.Context) (bool, string) {
 		defer underWatchdog(ctx, c.Health, log)()
-		err := checks.Run(ctx)
+		err := run(ctx)
 		if err == nil || ctx.Err() != nil {
 			return err == nil, "the daemon was told to end"
 		}
@@ -33,7 +40,7 @@ func judge(c config.Config, version, bootID string, log *slog.Logger) func(conte
 		if errors.As(err, &f) {
 			bad.Output = f.Output
 		}
-		kept, kerr := health.Keep(ctx, filepath.Join(c.Paths.State, "failed-boots"), bad, time.Now())
+		kept, kerr := health.Keep(ctx, filepath.Join(c.Paths.State, failedBoots), bad, time.Now())
 		if kerr != nil {
 			log.Error("what this boot leaves behind is lost", "error", kerr)
 		} else {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,6 +37,10 @@ func TestMain(m *testing.M) {
 	if errors.As(err, &exit) {
 		os.Exit(exit.Status)
 	}
+	var ended *writer.EndedError
+	if errors.As(err, &ended) {
+		os.Exit(ended.Status)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -51,18 +56,15 @@ func part(path, which string, log *slog.Logger) error {
 	}
 	load := func() (config.Config, error) { return config.Load(path) }
 	if which == "" {
-		s, err := writer.StartSpawner(self("spawner"))
-		if err != nil {
-			return err
-		}
-		return Serve(context.Background(), Options{Load: load, Start: s.Start}, nil, log)
+		return writer.Supervise(self("agent"), nil, func(writer.Part) *exec.Cmd { return self("writer") }, func(string) {}, log)
 	}
 	conn, err := writer.Inherited()
 	if err != nil {
 		return err
 	}
-	if which == "spawner" {
-		return writer.Spawn(conn, func() *exec.Cmd { return self("writer") }, log)
+	if which == "agent" {
+		s := writer.NewSpawner(conn, func(syscall.Signal) {})
+		return Serve(context.Background(), Options{Load: load, Start: s.Start}, nil, log)
 	}
 	return writer.Serve(context.Background(), conn, load, log)
 }

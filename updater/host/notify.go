@@ -18,14 +18,14 @@ const (
 	stopping = daemon.SdNotifyStopping
 )
 
-func reloading() string { return daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec() }
-
 // tellManager tells the service manager; where there is none it does nothing.
 func tellManager(state string) { daemon.SdNotify(false, state) }
 
+func reloading() string { return daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec() }
+
 // notify tells the service manager that the daemon is ready once the engine works, and goes on to tell it the one-line why:
 // "systemctl status" shows it. It closes ready when that is so.
-func notify(ctx context.Context, d control.Daemon, ready chan<- struct{}) {
+func notify(ctx context.Context, d control.Daemon, ready chan<- struct{}, manager func(string)) {
 	told := ""
 	for {
 		st, changed := d.Status(ctx)
@@ -33,11 +33,11 @@ func notify(ctx context.Context, d control.Daemon, ready chan<- struct{}) {
 			if ready != nil {
 				close(ready)
 				ready = nil
-				tellManager(isReady)
+				manager(isReady)
 			}
 			if why := oneLine(st); why != told && os.Getenv("NOTIFY_SOCKET") != "" {
 				told = why
-				tellManager("STATUS=" + why)
+				manager("STATUS=" + why)
 			}
 		}
 		select {
@@ -70,7 +70,7 @@ func oneLine(st updater.Status) string {
 const stuck = 2 * time.Minute
 
 // watchdog tells the service manager that the engine is alive, as long as it is. Without WatchdogSec= it does nothing.
-func watchdog(ctx context.Context, e interface{ Beat() time.Time }) {
+func watchdog(ctx context.Context, e interface{ Beat() time.Time }, manager func(string)) {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every <= 0 {
 		return
@@ -84,7 +84,7 @@ func watchdog(ctx context.Context, e interface{ Beat() time.Time }) {
 			last = begun
 		}
 		if time.Since(last) < stuck {
-			tellManager(daemon.SdNotifyWatchdog)
+			manager(daemon.SdNotifyWatchdog)
 		}
 		select {
 		case <-ctx.Done():

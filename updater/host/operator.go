@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
@@ -36,6 +37,8 @@ type operator struct {
 	keysAt      time.Time
 	keyWarnings []string
 	keysEnd     time.Time
+
+	own func(context.Context) error // makes the agent's files its own again; nil: they are
 
 	choosing  sync.Mutex                  // one choice at a time: the file holds them all
 	mayGoBack func(context.Context) error // why the other slot's release may not run again; nil asks nobody
@@ -113,12 +116,13 @@ func (d *operator) Do(ctx context.Context, by string, c control.Command) error {
 		if !c.Until.IsZero() && !c.Until.After(d.now()) {
 			return fmt.Errorf("%w: the pause would end at %s, which is over", control.ErrBadCommand, c.Until.Format(time.DateTime))
 		}
-		if err := (pause{Reason: c.Reason, By: by, Until: c.Until}).write(d.conf.PauseFile()); err != nil {
+		p := pause{Reason: c.Reason, By: by, Until: c.Until}
+		if err := d.write(ctx, func() error { return p.write(d.conf.PauseFile()) }); err != nil {
 			return err
 		}
 		return d.engine.Reconsider(ctx)
 	case control.Resume:
-		if err := unpause(d.conf.PauseFile()); err != nil {
+		if err := d.write(ctx, func() error { return unpause(d.conf.PauseFile()) }); err != nil {
 			return err
 		}
 		return d.engine.Reconsider(ctx)
@@ -150,12 +154,24 @@ func (d *operator) Do(ctx context.Context, by string, c control.Command) error {
 	return fmt.Errorf("%w: unknown action %q", control.ErrBadCommand, c.Action)
 }
 
+// write changes a file in the state directory. One that root made there, with touch or an editor, is made the agent's own first.
+func (d *operator) write(ctx context.Context, change func() error) error {
+	err := change()
+	if d.own == nil || !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	if oerr := d.own(ctx); oerr != nil {
+		return errors.Join(err, oerr)
+	}
+	return change()
+}
+
 // choose changes one of the operator's choices, durably first, and asks the server at once.
 func (d *operator) choose(ctx context.Context, by, what, value string, field func(*config.Choices) **string) error {
 	if len(value) > 64 || strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint(r) || r == ' ' }) {
 		return fmt.Errorf("%w: %s %q: want at most 64 printable ASCII characters without spaces", control.ErrBadCommand, what, value)
 	}
-	if err := d.decide(value, field); err != nil {
+	if err := d.write(ctx, func() error { return d.decide(value, field) }); err != nil {
 		return err
 	}
 	return d.engine.CheckNow(ctx, by)

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/control"
 	"github.com/flipside-linux/flipside/updater/history"
 	"github.com/flipside-linux/flipside/updater/writer"
@@ -106,7 +107,7 @@ func TestPCRPolicyThroughTheProxy(t *testing.T) {
 	r.boot()
 	c := r.config("USR-A")
 	c.Update.Proxy = proxy.URL
-	e, _, closer, err := assemble(c, nil, slog.New(slog.DiscardHandler))
+	e, _, closer, err := assemble(c, Options{Start: writer.InProcess(func() (config.Config, error) { return c, nil }, slog.New(slog.DiscardHandler))}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

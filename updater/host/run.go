@@ -3,7 +3,9 @@ package host
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/flipside-linux/flipside/updater"
@@ -18,7 +20,11 @@ import (
 type Options struct {
 	Load  func() (config.Config, error)
 	Start writer.Start // of what writes to the disk
-	Lacks []string     // what this process could not be kept from, with the reasons
+	// Errands connects to a process that calls [Errand]. nil: what it would do is done in this process.
+	Errands func() (*net.UnixConn, error)
+	// Manager tells the service manager something (sd_notify(3)); nil: this process does.
+	Manager func(string)
+	Lacks   []string // what this process could not be kept from, with the reasons
 }
 
 // Serve runs hosts as load describes them until ctx is done. Each value on reload loads the configuration again: the engine stops, its
@@ -32,7 +38,10 @@ func Serve(ctx context.Context, opt Options, reload <-chan struct{}, log *slog.L
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { tellManager(stopping) })()
+	if opt.Manager == nil {
+		opt.Manager = tellManager
+	}
+	defer context.AfterFunc(ctx, func() { opt.Manager(stopping) })()
 	asked := make(chan struct{}, 1) // by an operator
 	ask := func() {
 		select {
@@ -53,11 +62,11 @@ func Serve(ctx context.Context, opt Options, reload <-chan struct{}, log *slog.L
 				case <-reload:
 				case <-asked:
 				}
-				tellManager(reloading())
+				opt.Manager(reloading())
 				n, err := load()
 				if err != nil {
 					log.Error("the new configuration cannot be used; the old one stays", "kind", string(updater.Reloaded), "error", err)
-					tellManager(isReady)
+					opt.Manager(isReady)
 					continue
 				}
 				next <- n
@@ -96,12 +105,12 @@ func Serve(ctx context.Context, opt Options, reload <-chan struct{}, log *slog.L
 // process to end.
 func Run(ctx context.Context, c config.Config, log *slog.Logger) error {
 	start := writer.InProcess(func() (config.Config, error) { return c, nil }, log)
-	return runUntil(ctx, c, Options{Start: start}, log, make(chan struct{}), nil)
+	return runUntil(ctx, c, Options{Start: start, Manager: tellManager}, log, make(chan struct{}), nil)
 }
 
 // runUntil closes ready once the engine works. With opt.Load and reload an operator may have the configuration read again.
 func runUntil(ctx context.Context, c config.Config, opt Options, log *slog.Logger, ready chan<- struct{}, reload func()) (err error) {
-	e, goal, closer, err := assemble(c, opt.Start, log)
+	e, goal, closer, err := assemble(c, opt, log)
 	if err != nil {
 		return err
 	}
@@ -123,6 +132,9 @@ func runUntil(ctx context.Context, c config.Config, opt Options, log *slog.Logge
 		return err
 	}
 	d := &operator{engine: e, conf: c, target: goal, load: opt.Load, reload: reload, now: time.Now, warnings: append(tpmWarnings(c), warnings...)}
+	if opt.Errands != nil {
+		d.own = func(ctx context.Context) error { return errands{opt.Errands}.do(ctx, errand{Do: doOwn}) }
+	}
 	if in, ok := e.Installer.(*installer); ok {
 		d.mayGoBack = in.mayGoBack
 	}
@@ -154,26 +166,53 @@ func runUntil(ctx context.Context, c config.Config, opt Options, log *slog.Logge
 		task("the metrics are gone", func() error { return m.Serve(serving, ml) })
 	}
 	task("the message bus is gone", func() error { serveBus(serving, d, c, log); return nil })
-	task("the service manager is not told any more", func() error { notify(serving, d, ready); return nil })
-	task("the watchdog is not told any more", func() error { watchdog(serving, e); return nil })
+	task("the service manager is not told any more", func() error { notify(serving, d, ready, opt.Manager); return nil })
+	task("the watchdog is not told any more", func() error { watchdog(serving, e, opt.Manager); return nil })
 	if g, ok := e.Gates.(*gatekeeper); ok {
 		task("this host's key was not left with its group", func() error { g.enrol(serving); return nil })
 	}
-	task("the metrics are not written any more", func() error { return observe(serving, d, m, c.Metrics.Textfile, log) })
+	task("the metrics are not written any more", func() error { return observe(serving, d, m, textfile{c.Metrics.Textfile, opt.Errands}, log) })
 	return e.Run(ctx)
 }
 
+// textfile is where the metrics are left for others. Its directory need not be one that the agent may write to.
+type textfile struct {
+	path    string
+	errands func() (*net.UnixConn, error)
+}
+
+// put replaces the file by text, or removes it if there is none.
+func (f textfile) put(text []byte) error {
+	var err error
+	if len(text) == 0 {
+		err = metrics.Remove(f.path)
+	} else {
+		err = metrics.Replace(f.path, text)
+	}
+	if f.errands == nil || !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return errands{f.errands}.do(ctx, errand{Do: doMetrics, Text: string(text)})
+}
+
 // observe keeps the metrics up to date.
-func observe(ctx context.Context, d control.Daemon, m *metrics.Metrics, path string, log *slog.Logger) error {
+func observe(ctx context.Context, d control.Daemon, m *metrics.Metrics, file textfile, log *slog.Logger) error {
 	failed := ""
 	for {
 		st, changed := d.Status(ctx)
 		if st.Schema != "" {
 			m.Observe(st)
-			if path != "" {
-				text := ""
-				if err := m.WriteFile(path); err != nil {
-					text = err.Error()
+			if file.path != "" {
+				text, why := "", error(nil)
+				if data, err := m.Text(); err != nil {
+					why = err
+				} else {
+					why = file.put(data)
+				}
+				if why != nil {
+					text = why.Error()
 				}
 				if text != "" && text != failed {
 					log.Warn(text)
@@ -188,8 +227,8 @@ func observe(ctx context.Context, d control.Daemon, m *metrics.Metrics, path str
 		}
 		select { // a download changes its progress often
 		case <-ctx.Done():
-			if path != "" {
-				return metrics.Remove(path)
+			if file.path != "" {
+				return file.put(nil)
 			}
 			return nil
 		case <-time.After(2 * time.Second):

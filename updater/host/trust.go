@@ -29,6 +29,8 @@ type guard struct {
 	conf config.Config
 	log  *slog.Logger
 	http *omaha.HTTP
+	// start starts a writer: it alone changes the floor.
+	start writer.Start
 
 	machineID string
 
@@ -41,12 +43,13 @@ type guard struct {
 // exchangeLimit bounds one exchange with the release server beside the protocol.
 const exchangeLimit = time.Minute
 
-func newGuard(c config.Config, h *omaha.HTTP, log *slog.Logger) (*guard, error) {
+func newGuard(c config.Config, h *omaha.HTTP, start writer.Start, log *slog.Logger) (*guard, error) {
 	g, err := writer.NewGuard(c, log)
 	if err != nil {
 		return nil, err
 	}
-	return &guard{Guard: g, conf: c, log: log, http: h}, nil
+	g.Floor().ReadOnly = true
+	return &guard{Guard: g, conf: c, log: log, http: h, start: start}, nil
 }
 
 // tpmPatience is how long the start of the daemon waits for a TPM.
@@ -166,7 +169,7 @@ func (g *guard) prove(ctx context.Context) {
 }
 
 func (g *guard) raise(ctx context.Context, slot, version string) {
-	rose, err := g.Floor().Confirm(ctx, slot, version)
+	rose, err := g.rises(ctx)
 	g.owed = [2]string{}
 	switch {
 	case errors.Is(err, trust.ErrBehind):
@@ -179,6 +182,15 @@ func (g *guard) raise(ctx context.Context, slot, version string) {
 	if rose {
 		g.log.Info("older releases are not accepted any more", "version", version)
 	}
+}
+
+func (g *guard) rises(ctx context.Context) (bool, error) {
+	w, err := g.start(ctx)
+	if err != nil {
+		return false, err
+	}
+	rose, err := w.Raise(ctx)
+	return rose, errors.Join(err, w.Close())
 }
 
 // sendProof sends the release server a TPM quote of this boot. That it cannot be sent stops no update.

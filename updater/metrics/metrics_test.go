@@ -39,7 +39,11 @@ func full(t *testing.T) *Metrics {
 func text(t *testing.T, m *Metrics) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "flipside.prom")
-	if err := m.WriteFile(path); err != nil {
+	written, err := m.Text()
+	if err == nil {
+		err = Replace(path, written)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	data, err := os.ReadFile(path)

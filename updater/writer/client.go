@@ -28,7 +28,7 @@ type Client struct {
 
 	mu    sync.Mutex
 	last  uint32
-	calls map[uint32]chan error
+	calls map[uint32]chan answer
 	step  func(string)
 	gone  error         // why the socket is of no use any more
 	end   chan struct{} // closed when the writer's end is
@@ -36,7 +36,7 @@ type Client struct {
 
 // NewClient speaks with the writer at the other end of conn, and closes it.
 func NewClient(conn *net.UnixConn) *Client {
-	c := &Client{conn: conn, calls: map[uint32]chan error{}, step: func(string) {}, end: make(chan struct{})}
+	c := &Client{conn: conn, calls: map[uint32]chan answer{}, step: func(string) {}, end: make(chan struct{})}
 	go c.read()
 	return c
 }
@@ -52,7 +52,7 @@ func (c *Client) read() {
 	defer c.mu.Unlock()
 	c.gone = fmt.Errorf("%w: %w", ErrGone, err)
 	for _, reply := range c.calls {
-		reply <- c.gone
+		close(reply)
 	}
 	c.calls = nil
 }
@@ -81,7 +81,7 @@ func (c *Client) replies() error {
 			c.mu.Lock()
 			delete(c.calls, h.id)
 			c.mu.Unlock()
-			reply <- a.err()
+			reply <- a
 		default:
 			return fmt.Errorf("%w: a frame of kind %d with number %d", errFrame, h.kind, h.id)
 		}
@@ -90,28 +90,38 @@ func (c *Client) replies() error {
 
 // call asks for something and waits for the answer. When ctx ends before that, the answer is lost, and the client is only good to be closed.
 func (c *Client) call(ctx context.Context, what call) error {
+	_, err := c.ask(ctx, what)
+	return err
+}
+
+func (c *Client) ask(ctx context.Context, what call) (answer, error) {
 	body, err := json.Marshal(what)
 	if err != nil {
-		return err
+		return answer{}, err
 	}
-	reply := make(chan error, 1)
+	reply := make(chan answer, 1)
 	c.mu.Lock()
 	if c.gone != nil {
 		c.mu.Unlock()
-		return c.gone
+		return answer{}, c.gone
 	}
 	c.last++
 	id := c.last
 	c.calls[id] = reply
 	c.mu.Unlock()
 	if err := c.frame(head{kind: aCall, id: id}, body); err != nil {
-		return err
+		return answer{}, err
 	}
 	select {
-	case err := <-reply:
-		return err
+	case a, ok := <-reply:
+		if !ok {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return answer{}, c.gone
+		}
+		return a, a.err()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return answer{}, context.Cause(ctx)
 	}
 }
 
@@ -222,6 +232,12 @@ func (c *Client) Confirm(ctx context.Context, version string) error {
 	return c.call(ctx, call{Do: doConfirm, Version: version})
 }
 
+// Raise is [Writer.Raise].
+func (c *Client) Raise(ctx context.Context) (rose bool, err error) {
+	a, err := c.ask(ctx, call{Do: doRaise})
+	return a.Rose, err
+}
+
 // Close lets the writer end, and waits until it has: then its locks on the disk are gone. What is under way is given up.
 func (c *Client) Close() error {
 	c.conn.CloseWrite()
@@ -237,8 +253,10 @@ func (c *Client) Close() error {
 }
 
 // Pair makes a socket between two processes. The second end is for the writer.
-func Pair() (*net.UnixConn, *os.File, error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+func Pair() (*net.UnixConn, *os.File, error) { return pair(syscall.SOCK_STREAM) }
+
+func pair(kind int) (*net.UnixConn, *os.File, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, kind|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a socket to the process that writes: %w", err)
 	}

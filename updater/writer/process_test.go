@@ -1,19 +1,24 @@
 package writer
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/partition/install"
 	"github.com/flipside-linux/flipside/payload"
@@ -40,13 +45,29 @@ func TestMain(m *testing.M) {
 }
 
 func part(which string) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if which == "main" {
+		told := make(chan os.Signal, 4)
+		signal.Notify(told, syscall.SIGTERM, syscall.SIGHUP)
+		agent := self("agent")
+		agent.Stdout = os.Stdout
+		err := Supervise(agent, told, func(Part) *exec.Cmd { return self("writer") }, func(state string) { fmt.Printf("manager %q\n", state) }, log)
+		var ended *EndedError
+		if errors.As(err, &ended) {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(ended.Status)
+		}
+		return err
+	}
 	conn, err := Inherited()
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if which == "spawner" {
-		return Spawn(conn, func() *exec.Cmd { return self("writer") }, log)
+	switch which {
+	case "spawner":
+		return Spawn(conn, func(Part) *exec.Cmd { return self("writer") }, log)
+	case "agent":
+		return anAgent(conn)
 	}
 	return Serve(context.Background(), conn, func() (config.Config, error) { return config.Load(os.Getenv(configEnv)) }, log)
 }
@@ -54,20 +75,36 @@ func part(which string) error {
 func self(part string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env, cmd.Stderr = append(os.Environ(), partEnv+"="+part), os.Stderr
+	if part == "main" || part == "spawner" { // a test that is ended leaves nothing behind
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	}
 	return cmd
 }
 
+// spawner is a process that starts writers for this one.
+type spawner struct {
+	*Spawner
+	cmd *exec.Cmd
+}
+
 // spawner starts a spawner for r's host.
-func (r *rig) spawner() *Spawner {
+func (r *rig) spawner() spawner {
 	r.t.Helper()
 	r.write("flipside.toml", r.text)
 	cmd := self("spawner")
 	cmd.Env = append(cmd.Env, configEnv+"="+filepath.Join(r.dir, "flipside.toml"))
-	s, err := StartSpawner(cmd)
+	near, far, err := Pair()
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.t.Cleanup(func() { s.Close() })
+	cmd.ExtraFiles = []*os.File{far}
+	err = cmd.Start()
+	far.Close()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	s := spawner{NewSpawner(near, func(syscall.Signal) {}), cmd}
+	r.t.Cleanup(func() { s.Close(); cmd.Wait() })
 	return s
 }
 
@@ -192,6 +229,183 @@ func TestAWriterThatCannotBegin(t *testing.T) {
 	if err := c.Confirm(t.Context(), "1.0.0"); !errors.Is(err, ErrGuard) {
 		t.Errorf("a configuration that cannot be read: %v", err)
 	}
+}
+
+// Whoever asks for a part that there is not, or sends more than one socket, is served no longer.
+func TestAskedForRubbish(t *testing.T) {
+	for _, tt := range []struct {
+		what  string
+		bytes []byte
+		files int
+	}{
+		{"a part that there is not", []byte{byte(parts)}, 1},
+		{"no part", nil, 1},
+		{"no socket", []byte{0}, 0},
+		{"two sockets", []byte{0}, 2},
+	} {
+		near, far, err := Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := Conn(far)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var rights []byte
+		if tt.files > 0 {
+			f, err := os.Open(os.DevNull)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			var fds []int
+			for range tt.files {
+				fds = append(fds, int(f.Fd()))
+			}
+			rights = unix.UnixRights(fds...)
+		}
+		if len(tt.bytes) == 0 {
+			near.CloseWrite() // a stream has no empty message: that is its end
+		} else if _, _, err := near.WriteMsgUnix(tt.bytes, rights, nil); err != nil {
+			t.Fatal(err)
+		}
+		err = Spawn(conn, func(Part) *exec.Cmd { t.Errorf("%s: something is started", tt.what); return exec.Command("true") }, slog.New(slog.DiscardHandler))
+		if (err == nil) != (len(tt.bytes) == 0) {
+			t.Errorf("%s: %v", tt.what, err)
+		}
+		near.Close()
+	}
+}
+
+// agentEnv is what the agent of [TestSupervised] does.
+const agentEnv = "FLIPSIDE_TEST_AGENT"
+
+func anAgent(conn *net.UnixConn) error {
+	what := os.Getenv(agentEnv)
+	told := make(chan syscall.Signal, 4)
+	s := NewSpawner(conn, func(sig syscall.Signal) { told <- sig })
+	switch what {
+	case "status":
+		os.Exit(133)
+	case "rubbish":
+		conn.Write([]byte{255})
+		select {} // and does not care that its socket is at its end
+	}
+	manager, err := TellManager()
+	if err != nil {
+		return err
+	}
+	if what == "part" {
+		conn, err := s.Connect(TheWriter)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+	}
+	fmt.Println("agent", os.Getpid())
+	for {
+		select {
+		case sig := <-told:
+			fmt.Println("told", int(sig))
+			if sig == syscall.SIGHUP {
+				manager("MAINPID=1\nFDSTORE=1\nREADY=1\nSTATUS=well")
+			}
+			if sig == syscall.SIGTERM {
+				return nil
+			}
+		case <-s.Lost():
+			return nil
+		}
+	}
+}
+
+// The agent's end is the end of the process that started it, with its status; and the other way round.
+func TestSupervised(t *testing.T) {
+	start := func(what string) (*exec.Cmd, *bufio.Scanner) {
+		t.Helper()
+		cmd := self("main")
+		cmd.Env, cmd.Stderr = append(cmd.Env, agentEnv+"="+what), nil
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		return cmd, bufio.NewScanner(out)
+	}
+	says := func(lines *bufio.Scanner, want string) (n int) {
+		t.Helper()
+		if !lines.Scan() {
+			t.Fatalf("it ended, and %q was waited for", want)
+		}
+		if _, err := fmt.Sscanf(lines.Text(), want+" %d", &n); err != nil {
+			t.Fatalf("it says %q, want %q", lines.Text(), want)
+		}
+		return n
+	}
+	for what, want := range map[string]int{"status": 133, "rubbish": 1} {
+		cmd, _ := start(what)
+		var exit *exec.ExitError
+		if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != want {
+			t.Errorf("%s: it ended with %v, want status %d", what, err, want)
+		}
+	}
+	cmd, lines := start("")
+	says(lines, "agent")
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM} {
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		if n := says(lines, "told"); n != int(sig) {
+			t.Errorf("told of %d, want %d", n, sig)
+		}
+		if sig == syscall.SIGHUP {
+			if want := `manager "READY=1\nSTATUS=well"`; !lines.Scan() || lines.Text() != want {
+				t.Errorf("the manager is told %s, want %s", lines.Text(), want)
+			}
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("told to end, it ended with %v", err)
+	}
+	cmd, lines = start("")
+	agent := says(lines, "agent")
+	if err := syscall.Kill(agent, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 137 {
+		t.Errorf("its agent was killed, and it ended with %v", err)
+	}
+	for _, killed := range []string{"the first process", "the agent"} {
+		cmd, lines = start("part")
+		agent = says(lines, "agent")
+		var all []int
+		until(t, "a writer is there", func() bool { all = children(cmd.Process.Pid); return len(all) == 2 })
+		pid := cmd.Process.Pid
+		if killed == "the agent" {
+			pid = agent
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for _, pid := range all {
+			until(t, killed+" was killed, and all end", func() bool { return ended(pid) })
+		}
+		cmd.Wait()
+	}
+}
+
+// ended reports whether a process has ended, also where nobody has asked how.
+func ended(pid int) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	f := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+	return len(f) > 0 && string(f[0]) == "Z"
 }
 
 // Nobody else is taken for the daemon's own part.

@@ -156,10 +156,24 @@ func (s *session) call(ctx context.Context, id uint32, c call) error {
 	if c.Do != doFlush {
 		s.settling.Wait()
 	}
+	if c.Do == doRaise {
+		rose, err := s.raise(ctx)
+		a := answerOf(err)
+		a.Rose = rose
+		return s.answer(id, a)
+	}
 	return s.reply(id, s.carryOut(ctx, c))
 }
 
-func (s *session) carryOut(ctx context.Context, c call) error {
+func (s *session) raise(ctx context.Context) (bool, error) {
+	if err := s.begin(); err != nil {
+		return false, err
+	}
+	return s.writer.Raise(ctx)
+}
+
+// begin makes the writer, once.
+func (s *session) begin() error {
 	if s.writer == nil {
 		conf, err := s.load()
 		if err != nil {
@@ -168,6 +182,13 @@ func (s *session) carryOut(ctx context.Context, c call) error {
 		if s.writer, err = New(conf, s.log); err != nil {
 			return fmt.Errorf("%w: %w", ErrGuard, err)
 		}
+	}
+	return nil
+}
+
+func (s *session) carryOut(ctx context.Context, c call) error {
+	if err := s.begin(); err != nil {
+		return err
 	}
 	w := s.writer
 	if s.failed != nil && c.Do != doBegin && c.Do != doClose { // what was sent is not what is there
@@ -206,7 +227,11 @@ func (s *session) carryOut(ctx context.Context, c call) error {
 }
 
 func (s *session) reply(id uint32, err error) error {
-	body, err := json.Marshal(answerOf(err))
+	return s.answer(id, answerOf(err))
+}
+
+func (s *session) answer(id uint32, a answer) error {
+	body, err := json.Marshal(a)
 	if err != nil {
 		return err
 	}

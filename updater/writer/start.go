@@ -43,37 +43,38 @@ func InProcess(load func() (config.Config, error), log *slog.Logger) Start {
 	}
 }
 
-// Spawner is a process that does nothing but start writers. It is started before the agent gives its own rights up, and keeps them for the writers.
+// Part says what a process is for that an agent has started.
+type Part byte
+
+// The parts. Each is a process of its own that ends when its work is done or the agent's end of its socket is closed.
+const (
+	TheWriter  Part = iota // answers a [Client]
+	TheErrands             // does one errand of those that need root: see package host
+	parts
+)
+
+// Spawner is the agent's end of the socket to the process that started it, which keeps the rights that the agent gives up, and does nothing with them but start
+// the other parts.
 type Spawner struct {
-	cmd  *exec.Cmd
 	mu   sync.Mutex
 	conn *net.UnixConn
 	lost chan struct{}
 }
 
-// socketFd is where a process finds its end of the socket.
-const socketFd = 3
-
-// StartSpawner starts cmd, which must call [Spawn] with [Inherited].
-func StartSpawner(cmd *exec.Cmd) (*Spawner, error) {
-	near, far, err := Pair()
-	if err != nil {
-		return nil, err
-	}
-	defer far.Close()
-	cmd.ExtraFiles = []*os.File{far}
-	// What is typed at a terminal is for the agent; the others end after it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		near.Close()
-		return nil, fmt.Errorf("starting the process that starts writers: %w", err)
-	}
-	s := &Spawner{cmd: cmd, conn: near, lost: make(chan struct{})}
+// NewSpawner asks whoever is at the other end of conn, which calls [Spawn] or [Supervise]. told is called with the signals that it passes on.
+func NewSpawner(conn *net.UnixConn, told func(syscall.Signal)) *Spawner {
+	s := &Spawner{conn: conn, lost: make(chan struct{})}
 	go func() {
 		defer close(s.lost)
-		cmd.Wait()
+		var b [1]byte
+		for {
+			if _, err := conn.Read(b[:]); err != nil {
+				return
+			}
+			told(syscall.Signal(b[0]))
+		}
 	}()
-	return s, nil
+	return s
 }
 
 // Lost is closed when the process has ended. Nothing can be written to the disk then.
@@ -81,6 +82,15 @@ func (s *Spawner) Lost() <-chan struct{} { return s.lost }
 
 // Start is a [Start]: a process for each writer.
 func (s *Spawner) Start(context.Context) (*Client, error) {
+	conn, err := s.Connect(TheWriter)
+	if err != nil {
+		return nil, err
+	}
+	return NewClient(conn), nil
+}
+
+// Connect starts a part, and returns the socket to it.
+func (s *Spawner) Connect(which Part) (*net.UnixConn, error) {
 	near, far, err := Pair()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrGone, err)
@@ -88,21 +98,24 @@ func (s *Spawner) Start(context.Context) (*Client, error) {
 	defer far.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, _, err := s.conn.WriteMsgUnix([]byte{0}, unix.UnixRights(int(far.Fd())), nil); err != nil {
+	if _, _, err := s.conn.WriteMsgUnix([]byte{byte(which)}, unix.UnixRights(int(far.Fd())), nil); err != nil {
 		near.Close()
 		return nil, fmt.Errorf("%w: asking for one: %w", ErrGone, err)
 	}
-	return NewClient(near), nil
+	return near, nil
 }
 
-// Close ends the process, and waits until it has ended. Writers end with their own sockets.
+// Close closes the socket. The parts end with their own ones.
 func (s *Spawner) Close() error {
 	err := s.conn.Close()
 	<-s.lost
 	return err
 }
 
-// Inherited is the end of the socket that a spawner or a writer was started with. Signals that end a service as a whole are for the agent: this process ends
+// socketFd is where a process finds its end of the socket.
+const socketFd = 3
+
+// Inherited is the end of the socket that a part, or the agent, was started with. Signals that end a service as a whole end none of them by themselves: the parts end
 // with the socket, in order.
 func Inherited() (*net.UnixConn, error) {
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -113,32 +126,46 @@ func Inherited() (*net.UnixConn, error) {
 	return Conn(os.NewFile(socketFd, "socket"))
 }
 
-// Spawn starts a command for every socket that comes over conn, with that socket, until conn is at its end.
-func Spawn(conn *net.UnixConn, command func() *exec.Cmd, log *slog.Logger) error {
+// atOnce is how many processes of parts there may be. An honest agent has few at a time.
+const atOnce = 16
+
+// Spawn starts a command for every socket that comes over conn, with that socket, until conn is at its end. One byte that says which part is all that it
+// is told.
+func Spawn(conn *net.UnixConn, command func(Part) *exec.Cmd, log *slog.Logger) error {
 	defer conn.Close()
 	var b [1]byte
 	rights := make([]byte, unix.CmsgSpace(4))
+	places := make(chan struct{}, atOnce)
 	for {
-		_, n, flags, _, err := conn.ReadMsgUnix(b[:], rights)
-		if errors.Is(err, io.EOF) {
+		read, n, flags, _, err := conn.ReadMsgUnix(b[:], rights)
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed) {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("waiting for somebody who wants a writer: %w", err)
+			return fmt.Errorf("waiting for somebody who wants a part started: %w", err)
 		}
 		f, err := received(rights[:n])
-		if err != nil || flags&unix.MSG_CTRUNC != 0 {
-			return errors.Join(errors.New("something else than one socket came"), err)
+		if err != nil || flags&unix.MSG_CTRUNC != 0 || read != 1 || b[0] >= byte(parts) {
+			return errors.Join(fmt.Errorf("something else than one part's number and one socket came: %d bytes, %v", read, b), err)
 		}
-		cmd := command()
+		select {
+		case places <- struct{}{}:
+		default:
+			f.Close()
+			log.Error("too many processes are under way for the agent; it gets no other one", "processes", atOnce)
+			continue
+		}
+		cmd := command(Part(b[0]))
 		cmd.ExtraFiles = []*os.File{f}
 		err = cmd.Start()
 		f.Close() // the agent finds out at once when nobody has the other end
 		if err != nil {
+			<-places
 			log.Error("the process that writes to the disk cannot be started", "error", err)
 			continue
 		}
 		go func() {
+			defer func() { <-places }()
 			var exit *exec.ExitError
 			if err := cmd.Wait(); errors.As(err, &exit) && !exit.Exited() { // what it said itself need not be said again
 				log.Error("the process that writes to the disk was ended", "error", err)

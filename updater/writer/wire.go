@@ -15,6 +15,7 @@ import (
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/postinstall"
+	"github.com/flipside-linux/flipside/updater/trust"
 )
 
 // The protocol. Both ends send frames: a head of fixed size, and a body of at most maxBody bytes. The agent sends metadata and data, which are not answered, and
@@ -94,6 +95,7 @@ const (
 	doDisarm  = "disarm"
 	doStay    = "stay"
 	doConfirm = "confirm"
+	doRaise   = "raise"
 )
 
 // decode reads the one JSON value in b.
@@ -114,6 +116,7 @@ type answer struct {
 	Failed bool     `json:"failed,omitempty"`
 	Text   string   `json:"text,omitempty"`
 	Kinds  []string `json:"kinds,omitempty"` // what errors.Is says of it
+	Rose   bool     `json:"rose,omitempty"`  // the floor
 }
 
 // maxText bounds the text of an error.
@@ -164,6 +167,7 @@ type errorKind struct {
 func kinds() []errorKind {
 	return []errorKind{
 		{"disk", ErrDisk}, {"guard", ErrGuard}, {"secrets", ErrSecrets}, {"order", ErrOrder}, {"below floor", updater.ErrBelowFloor},
+		{"floor: behind", trust.ErrBehind},
 		{"payload: no key", payload.ErrNoKey}, {"payload: unsigned", payload.ErrUnsigned}, {"payload: signature", payload.ErrSignature},
 		{"payload: malformed", payload.ErrMalformed}, {"payload: unsupported", payload.ErrUnsupported}, {"payload: hash", payload.ErrHash},
 		{"payload: size", payload.ErrSize}, {"payload: rollback", payload.ErrRollback}, {"payload: product", payload.ErrProduct},

@@ -421,3 +421,31 @@ func (w *Writer) Confirm(ctx context.Context, version string) error {
 	}
 	return nil
 }
+
+// Raise raises the floor of releases to the one that runs, if its slot is marked successful, and reports whether it rose. Calling it again does nothing. The agent says when:
+// where power or a missing TPM kept it from being done, it is to be done again.
+func (w *Writer) Raise(ctx context.Context) (bool, error) {
+	if err := w.idle(); err != nil {
+		return false, err
+	}
+	d, err := OpenDisk(w.conf, w.where.Disk, true)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	run, err := d.RunningFromLabel(w.where.Running)
+	if err != nil {
+		return false, err
+	}
+	if s := run.Slot(); !s.Successful {
+		return false, fmt.Errorf("%w: slot %s is not known to be good", ErrOrder, s.Label)
+	}
+	version, err := RunningVersion(w.conf)
+	if err != nil {
+		return false, err
+	}
+	if _, err := w.guard.floor.Level(); err != nil { // which also writes down that a TPM keeps it
+		return false, err
+	}
+	return w.guard.floor.Confirm(ctx, run.Slot().Label, version)
+}

@@ -873,3 +873,39 @@ func FuzzServe(f *testing.F) {
 		r.unharmed()
 	})
 }
+
+// The floor rises to the release that runs once its slot is good, not before and not for another one; whoever asks says neither which nor how far.
+func TestRaise(t *testing.T) {
+	r := newRig(t)
+	r.conf = r.config("")
+	f, err := Floor(r.conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := r.start()
+	defer c.Close()
+	level := func(want int64) {
+		t.Helper()
+		if l, err := f.Level(); err != nil || l.Number != want {
+			t.Errorf("the floor is %+v, %v, want %d", l, err, want)
+		}
+	}
+	for _, p := range []trust.Pending{{Number: 300, Slot: "USR-A", Version: "9.0.0"}, {Number: 300, Slot: "USR-B", Version: "1.0.0"}} { // neither runs
+		if err := f.Propose(p); err != nil {
+			t.Fatal(err)
+		}
+		if rose, err := c.Raise(t.Context()); rose || err != nil {
+			t.Errorf("it rose for %+v: %v, %v", p, rose, err)
+		}
+		level(0)
+	}
+	if err := f.Propose(trust.Pending{Number: 200, Slot: "USR-A", Version: "1.0.0"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{true, false} {
+		if rose, err := c.Raise(t.Context()); rose != want || err != nil {
+			t.Errorf("rose %v, %v, want %v", rose, err, want)
+		}
+		level(200)
+	}
+}

@@ -55,7 +55,7 @@ func software(t *testing.T) (file, command string) {
 	if out, err := exec.Command("tar", "-C", tree, "--owner=0", "--group=0", "-cf", file, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	return file, "tar -C / --no-overwrite-dir --keep-directory-symlink -xf /var/lib/flipside/software && systemd-tmpfiles --create flipside.conf && systemctl daemon-reload && systemctl reload dbus"
+	return file, "tar -C / --no-overwrite-dir --keep-directory-symlink -xf /var/lib/flipside/software && systemd-sysusers flipside.conf && systemd-tmpfiles --create flipside.conf && systemctl daemon-reload && systemctl reload dbus"
 }
 
 // lab is a release server, a cluster's etcd, and machines.
