@@ -28,7 +28,7 @@ func (p Policy) order(queue []Waiter) {
 // the zones, the windows, the halts. It reports whether slots are left that another waiter could have.
 func (s *step) admit(queue []Waiter) (left bool) {
 	free := s.Policy.Max - len(s.Holders)
-	if free <= 0 || !s.Policy.schedule().At(s.now, s.RebootTime()).Open {
+	if free <= 0 || !s.Window(s.now).Open {
 		return false
 	}
 	queue = slices.Clone(queue)
@@ -41,19 +41,19 @@ func (s *step) admit(queue []Waiter) (left bool) {
 			s.remove = append(s.remove, w.Host)
 			continue
 		}
-		if quiet := s.now.Sub(w.Asked); !w.Asked.IsZero() && quiet > silent {
+		if quiet := s.now.Sub(w.Asked); !w.Asked.IsZero() && !w.Unsure && !s.unsure && quiet > silent {
 			if quiet > forgotten {
 				s.remove = append(s.remove, w.Host)
 				s.log("left the queue", w.Host, w.To, w.From, fmt.Sprintf("has not asked for %s", quiet.Round(time.Minute)))
 			}
 			continue
 		}
-		if _, halted := s.Halts[w.To]; halted || s.zoneFull(w.Zone) || !s.ledger.admits(w, s.now) {
+		if _, halted := s.Halts[w.To]; halted || s.zoneFull(w.Zone) || !s.ledger.admits(w, s) {
 			continue
 		}
 		s.Holders = append(s.Holders, Holder{
 			Host: w.Host, Zone: w.Zone, Class: w.Class, BootID: w.BootID, From: w.From, To: w.To, Reason: w.Reason,
-			Phase: Granted, Queued: w.Since, Granted: s.now, Proof: w.Proof,
+			Phase: Granted, Queued: w.Since, Granted: s.now, Unsure: s.unsure, Proof: w.Proof,
 		})
 		s.remove = append(s.remove, w.Host)
 		s.log("granted", w.Host, w.To, w.From, w.Reason)
@@ -92,7 +92,7 @@ func (s State) standing(c Claim, position int, now time.Time) Standing {
 		return st
 	}
 	st.Position = position
-	sched := s.Policy.schedule().At(now, s.RebootTime())
+	sched := s.Window(now)
 	step := step{State: s}
 	switch {
 	case s.Policy.Max == 0:

@@ -28,7 +28,7 @@ func (k *Keeper) Adopt(ctx context.Context, group string, hosts []string, max in
 			if s.holder(host) >= 0 {
 				continue
 			}
-			s.Holders = append(s.Holders, Holder{Host: host, Phase: Rebooting, Granted: s.now, Rebooting: s.now, Reason: Adopted})
+			s.Holders = append(s.Holders, Holder{Host: host, Phase: Rebooting, Granted: s.now, Rebooting: s.now, Unsure: s.unsure, Reason: Adopted})
 			s.log("adopted", host, "", "", Adopted)
 		}
 		if max >= 0 && max != s.Policy.Max {

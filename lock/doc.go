@@ -48,4 +48,8 @@
 //
 // Times in the state come from the clocks of several hosts. They are only used for deadlines of many minutes, for windows, and
 // to show; never to order anything: the store's revisions do that.
+//
+// A host that has just booted may have any time, and some never know it. So what is written by a clock that nothing has set is marked as such, and nobody compares it with
+// another; and who has such a clock compares with it what nobody else has written. For both, a holder is late, and a grant is unused, when one keeper has itself seen it so for as long
+// as the deadline is: clocks that are wrong go on at the right speed.
 package lock

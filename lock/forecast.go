@@ -56,7 +56,7 @@ func (s State) Forecast(now time.Time) (turns []Turn, never []Waiter) {
 				next, host = t, h
 			}
 		}
-		if sched := s.Policy.schedule().At(st.now, each); !sched.Open {
+		if sched := st.Window(st.now); !sched.Open {
 			if sched.Next.IsZero() {
 				break
 			}

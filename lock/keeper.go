@@ -19,21 +19,24 @@ type Keeper struct {
 	store Store
 	opt   Options
 
-	mu     sync.Mutex
-	seen   map[string]int64    // by group and host: the revision of the last standing
-	opened map[string]opened   // by group and name: the record that was verified last
-	marked map[string]bool     // by group and host: it goes down
-	named  map[string][]string // by group: the hosts that the owner has named last, in order
+	mu      sync.Mutex
+	asked   map[string]asked              // by group and host
+	opened  map[string]opened             // by group and name: the record that was verified last
+	marked  map[string]bool               // by group and host: it goes down
+	named   map[string][]string           // by group: the hosts that the owner has named last, in order
+	watched map[string]map[string]watched // by group and host: the holders as they were seen last
 }
 
 var _ Semaphore = (*Keeper)(nil)
 
 // Options are what a Keeper takes from the outside world. The zero value is that of a host.
 type Options struct {
-	Now     func() time.Time                                 // nil: the clock of this machine
-	Pause   func(ctx context.Context, d time.Duration) error // nil: waits; for the time between attempts after a conflict
-	By      string                                           // who is named in the audit trail; the host itself if empty
-	Recheck time.Duration                                    // the longest that Wait waits; 0: five minutes
+	Now func() time.Time // nil: the clock of this machine
+	// Synchronised reports whether Now is right, as far as anybody can tell. nil: what the kernel says of the clock of this machine; yes of another.
+	Synchronised func() bool
+	Pause        func(ctx context.Context, d time.Duration) error // nil: waits; for the time between attempts after a conflict
+	By           string                                           // who is named in the audit trail; the host itself if empty
+	Recheck      time.Duration                                    // the longest that Wait waits; 0: five minutes
 
 	// Owners are the keys of those who may sign a group's policy; with any, nothing is believed that they, or the hosts that they have accepted, have not
 	// signed. Signer is the key of this host, and Owner that of an operator. See the package's section on signatures.
@@ -42,8 +45,23 @@ type Options struct {
 	Owner  crypto.Signer
 }
 
+// asked is what this keeper knows of a claim that it has made.
+type asked struct {
+	seen   int64 // the revision of the last standing
+	joined bool  // its place in the queue was written by this keeper
+}
+
+// maxAsked bounds the claims that are remembered, for a server that asks for others: their names are theirs to choose. One that is forgotten is asked for again.
+const maxAsked = 10000
+
 // On returns the semaphore that a store keeps. Closing it closes the store.
 func On(store Store, opt Options) *Keeper {
+	if opt.Synchronised == nil {
+		opt.Synchronised = synchronised
+		if opt.Now != nil {
+			opt.Synchronised = func() bool { return true }
+		}
+	}
 	if opt.Now == nil {
 		opt.Now = time.Now
 	}
@@ -53,7 +71,7 @@ func On(store Store, opt Options) *Keeper {
 	if opt.Recheck <= 0 {
 		opt.Recheck = askAgain
 	}
-	return &Keeper{store: store, opt: opt, seen: map[string]int64{}, opened: map[string]opened{}, marked: map[string]bool{}, named: map[string][]string{}}
+	return &Keeper{store: store, opt: opt, asked: map[string]asked{}, opened: map[string]opened{}, marked: map[string]bool{}, named: map[string][]string{}, watched: map[string]map[string]watched{}}
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -144,7 +162,7 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 	}
 	// Whoever gives a slot back serves the queue. So this is only for slots that are free already, and for holders who are late.
 	seen := v.Rev
-	if s.open(now) {
+	if k.open(s, c.Group, now) {
 		if s, seen, err = k.changed(ctx, c.Group, "", "", true, nil); err != nil {
 			return Standing{}, err
 		}
@@ -160,14 +178,18 @@ func (k *Keeper) request(ctx context.Context, c Claim) (Standing, error) {
 	return s.standing(c, position, now), nil
 }
 
-// enqueue takes a place in the queue, or says that the host still wants the one it has; that is only written now and then.
+// enqueue takes a place in the queue, or says that the host still wants the one it has; that is only written now and then, and by a keeper that has just begun: a store may let
+// places go with the client that has written them last.
 func (k *Keeper) enqueue(ctx context.Context, c Claim, v View, now time.Time, l *ledger) (View, error) {
-	w := Waiter{Claim: c, Since: now.UTC().Round(0), Asked: now.UTC().Round(0)}
+	k.mu.Lock()
+	joined := k.asked[c.Group+"/"+c.Host].joined
+	k.mu.Unlock()
+	w := Waiter{Claim: c, Since: now.UTC().Round(0), Asked: now.UTC().Round(0), Unsure: !k.opt.Synchronised()}
 	if v.Own != nil {
 		var old Waiter
 		if err := json.Unmarshal(v.Own.Data, &old); err == nil && !old.Since.IsZero() {
 			w.Since = old.Since
-			if age := now.Sub(old.Asked); old.Claim == c && age >= 0 && age < askAgain && (l != nil) == (len(old.Proof) > 0) {
+			if age := now.Sub(old.Asked); old.Claim == c && joined && age >= 0 && age < askAgain && old.Unsure == w.Unsure && (l != nil) == (len(old.Proof) > 0) {
 				return v, nil
 			}
 		}
@@ -182,15 +204,18 @@ func (k *Keeper) enqueue(ctx context.Context, c Claim, v View, now time.Time, l 
 	if err != nil {
 		return View{}, err
 	}
-	return k.store.Enqueue(ctx, c.Group, c.Host, data)
+	if v, err = k.store.Enqueue(ctx, c.Group, c.Host, data); err == nil {
+		k.remember(c, func(a *asked) { a.joined = true })
+	}
+	return v, err
 }
 
 // open reports whether a change may serve somebody, or has a late holder to note.
-func (s State) open(now time.Time) bool {
+func (k *Keeper) open(s State, group string, now time.Time) bool {
+	st := k.begin(s, group, now, "")
 	if len(s.Holders) < s.Policy.Max {
 		return true
 	}
-	st := s.begin(now, "")
 	st.findLate()
 	st.takeBack()
 	return st.changed()
@@ -246,15 +271,22 @@ func (k *Keeper) look(ctx context.Context, group string, v View, now time.Time) 
 	if err != nil || l == nil {
 		return s, nil, err
 	}
-	st := s.begin(now, "")
+	st := k.begin(s, group, now, "")
 	l.reconcile(st)
 	return st.State, l, nil
 }
 
-func (k *Keeper) saw(c Claim, rev int64) {
+func (k *Keeper) saw(c Claim, rev int64) { k.remember(c, func(a *asked) { a.seen = rev }) }
+
+func (k *Keeper) remember(c Claim, what func(*asked)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.seen[c.Group+"/"+c.Host] = rev
+	if len(k.asked) >= maxAsked {
+		clear(k.asked)
+	}
+	a := k.asked[c.Group+"/"+c.Host]
+	what(&a)
+	k.asked[c.Group+"/"+c.Host] = a
 }
 
 // Wait implements [Semaphore]. It returns after some minutes at the latest, so that nothing depends on a watch alone.
@@ -264,14 +296,14 @@ func (k *Keeper) Wait(ctx context.Context, c Claim) error {
 		return err
 	}
 	k.mu.Lock()
-	after, ok := k.seen[c.Group+"/"+c.Host]
+	a, ok := k.asked[c.Group+"/"+c.Host]
 	k.mu.Unlock()
 	if !ok {
 		return nil // it has never asked
 	}
 	watch, cancel := context.WithTimeout(ctx, k.opt.Recheck)
 	defer cancel()
-	err = k.store.Watch(watch, c.Group, c.Host, after)
+	err = k.store.Watch(watch, c.Group, c.Host, a.seen)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -400,7 +432,7 @@ func (k *Keeper) State(ctx context.Context, group string) (State, error) {
 	if err != nil {
 		return State{}, fmt.Errorf("reading the state of group %q: %w", group, err)
 	}
-	st := s.begin(k.opt.Now(), "")
+	st := k.begin(s, group, k.opt.Now(), "")
 	switch l, err := k.ledger(ctx, group, s); {
 	case errors.Is(err, ErrUnsigned):
 		st.Tampered = append(st.Tampered, err.Error())
@@ -495,7 +527,7 @@ func (k *Keeper) changed(ctx context.Context, group, by, host string, serve bool
 		if err != nil {
 			return State{}, 0, err
 		}
-		st := s.begin(k.opt.Now(), by)
+		st := k.begin(s, group, k.opt.Now(), by)
 		st.queued = v.Own != nil
 		l, err := k.ledger(ctx, group, s)
 		if err != nil {

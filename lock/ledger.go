@@ -273,32 +273,33 @@ func (l *ledger) granted(s *step, h Holder) string {
 	} else {
 		limit = 0 // granted for as long as it takes
 	}
-	return l.wanted(c, h.Proof, s.now, limit)
+	return l.wanted(c, h.Proof, s, limit)
 }
 
-// wanted reports what is wrong with a claim's proof, "" if nothing is. It may not be older than limit, if there is one.
-func (l *ledger) wanted(c Claim, proof []byte, now time.Time, limit time.Duration) string {
+// wanted reports what is wrong with a claim's proof, "" if nothing is. It may not be older than limit, if there is one; who does not know the time
+// leaves that to the others, and to what is signed when a host goes down.
+func (l *ledger) wanted(c Claim, proof []byte, s *step, limit time.Duration) string {
 	key, ok := l.keys[c.Host]
 	if !ok {
 		return "the host has no key in the group's signed policy"
 	}
 	st, by, err := open(proof)
-	switch age := now.Sub(st.At); {
+	switch age := s.now.Sub(st.At); {
 	case err != nil:
 		return err.Error()
 	case by != key:
 		return "it is signed by another key than the host's"
 	case st.Says != wants || st.Place != l.place() || st.Group != l.group || st.Name != c.Host || st.Claim == nil || *st.Claim != c:
 		return "the host has signed something else"
-	case age < -forgotten || limit > 0 && age > limit:
+	case !s.unsure && (age < -forgotten || limit > 0 && age > limit):
 		return "what the host has signed is of another time"
 	}
 	return ""
 }
 
 // admits reports whether a waiter has itself asked for its place.
-func (l *ledger) admits(w Waiter, now time.Time) bool {
-	return l == nil || l.wanted(w.Claim, w.Proof, now, forgotten) == ""
+func (l *ledger) admits(w Waiter, s *step) bool {
+	return l == nil || l.wanted(w.Claim, w.Proof, s, forgotten) == ""
 }
 
 // mayGoDown is asked in the transaction in which a host says that it goes down: by what is signed, and not by what was granted, because a grant can be forged.

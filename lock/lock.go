@@ -127,8 +127,12 @@ func CheckHost(host string) error {
 	return nil
 }
 
-// maxText bounds what a host may write into the shared state.
-const maxText = 512
+// What a host may write into the shared state is bounded.
+const (
+	maxText    = 512
+	maxVersion = 100
+	maxPolicy  = 4096 // what was changed in a policy, in the audit trail
+)
 
 func (c Claim) check() (Claim, error) {
 	if err := CheckGroup(c.Group); err != nil {
@@ -137,22 +141,25 @@ func (c Claim) check() (Claim, error) {
 	if err := CheckHost(c.Host); err != nil {
 		return c, err
 	}
-	for _, s := range []*string{&c.BootID, &c.From, &c.To, &c.Reason, &c.Zone, &c.Class} {
+	for _, s := range []*string{&c.BootID, &c.Reason, &c.Zone, &c.Class} {
 		*s = clip(*s)
 	}
+	c.From, c.To = clipTo(c.From, maxVersion), clipTo(c.To, maxVersion)
 	return c, nil
 }
 
 // clip makes a text of a host fit to be kept, and to be shown on the terminals of others.
-func clip(s string) string {
+func clip(s string) string { return clipTo(s, maxText) }
+
+func clipTo(s string, limit int) string {
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
 	}, strings.ToValidUTF8(s, "?"))
-	if len(s) > maxText {
-		s = strings.ToValidUTF8(s[:maxText], "") + "..."
+	if len(s) > limit {
+		s = strings.ToValidUTF8(s[:limit-len("...")], "") + "..."
 	}
 	return s
 }

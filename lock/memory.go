@@ -23,6 +23,7 @@ type memoryGroup struct {
 	queue     []Item           // in order of arrival
 	arrival   map[string]int64 // by host
 	left      map[string]int64 // the revision at which a host left the queue
+	untold    int64            // who left up to this revision is forgotten
 	audit     map[int][]byte
 	lastJoin  int64
 	records   map[string]Record
@@ -136,6 +137,10 @@ func (m *Memory) Commit(ctx context.Context, group, host string, limit int, v Vi
 			i := g.index(at)
 			g.queue = slices.Delete(g.queue, i, i+1)
 			delete(g.arrival, host)
+			if len(g.left) >= maxAsked {
+				clear(g.left)
+				g.untold = m.rev
+			}
 			g.left[host] = m.rev
 		}
 	}
@@ -149,7 +154,7 @@ func (m *Memory) Watch(ctx context.Context, group, host string, after int64) err
 	for {
 		m.mu.Lock()
 		g := m.group(group)
-		done := g.signalRev > after || g.left[host] > after
+		done := g.signalRev > after || g.left[host] > after || g.untold > after
 		change := m.change
 		m.mu.Unlock()
 		if done {

@@ -132,6 +132,14 @@ func (p Policy) zoneMax(zone string) int {
 	return -1
 }
 
+// longest is the length of the longest window, 0 if there is none.
+func (p Policy) longest() (d time.Duration) {
+	for _, w := range p.Windows {
+		d = max(d, w.Length())
+	}
+	return d
+}
+
 func (p Policy) schedule() window.Schedule {
 	return window.Schedule{Windows: p.Windows, Blackouts: p.Blackouts}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/flipside-linux/flipside/lock"
 )
 
-// The simulation runs the code that really decides, under a simulated clock and store, with hosts whose clocks are wrong, whose
+// The simulation runs the code that really decides, under a simulated clock and store, with hosts whose clocks are wrong, begin anywhere with each boot, or are never set; whose
 // new version sometimes does not come up, that sometimes never come back, and with a store that is away now and then. It is
 // small by default; FLIPSIDE_LONG=1 makes it 10 000 hosts and four seeds, FLIPSIDE_SEED=n repeats one.
 
@@ -72,6 +72,20 @@ type simHost struct {
 	buried bool
 	asks   int
 	trail  []lock.Entry
+
+	never  bool          // nothing ever sets its clock
+	off    time.Duration // of its clock, once that is set
+	forget bool          // its clock begins anew with each boot, until it is set
+	booted time.Time
+	syncs  time.Time
+}
+
+// clock is what the host takes for the time.
+func (h *simHost) clock() time.Time {
+	if h.w.now.Before(h.syncs) {
+		return time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).Add(h.w.now.Sub(h.booted))
+	}
+	return h.w.now.Add(h.off)
 }
 
 // simStore is the memory as one host sees it: it can be away, and what a commit hands over wakes the hosts that are served.
@@ -159,10 +173,17 @@ func newWorld(t *testing.T, seed uint64, hosts, limit, zoneMax, budget int) *wor
 	}
 	for i := range hosts {
 		h := &simHost{w: w, name: fmt.Sprintf("host-%05d", i), zone: string(rune('a' + i%3)), state: "idle"}
-		skew := time.Duration(w.rng.NormFloat64() * float64(time.Minute))
+		h.off = time.Duration(w.rng.NormFloat64() * float64(time.Minute))
+		switch i % 5 {
+		case 1:
+			h.forget = true
+		case 3:
+			h.never, h.off = true, time.Duration(w.rng.NormFloat64()*float64(1000*24*time.Hour))
+		}
 		h.keeper = lock.On(simStore{w.memory, w}, lock.Options{
-			Now:   func() time.Time { return w.now.Add(skew) },
-			Pause: func(context.Context, time.Duration) error { return nil },
+			Now:          h.clock,
+			Synchronised: func() bool { return !h.never && !w.now.Before(h.syncs) },
+			Pause:        func(context.Context, time.Duration) error { return nil },
 		})
 		w.hosts = append(w.hosts, h)
 		w.byName[h.name] = h
@@ -269,10 +290,31 @@ func (h *simHost) reboot() {
 		w.failed++
 		w.in(2*takes, func() {
 			h.up()
-			h.tell(lock.Verdict{Outcome: lock.Failed, Version: "2", Reason: "does not come up"}, "failed")
+			h.judge(lock.Verdict{Outcome: lock.Failed, Version: "2", Reason: "does not come up"}, "failed")
 		})
 	default:
-		w.in(takes, func() { h.up(); h.tell(lock.Verdict{Outcome: lock.Healthy, Version: "2"}, "done") })
+		w.in(takes, func() { h.up(); h.judge(lock.Verdict{Outcome: lock.Healthy, Version: "2"}, "done") })
+	}
+}
+
+// judge says that the host is up again, and a little later how.
+func (h *simHost) judge(v lock.Verdict, then string) {
+	w := h.w
+	if h.booted = w.now; h.forget {
+		h.syncs = w.now.Add(5 * time.Minute)
+	}
+	_ = h.keeper.Mark(w.t.Context(), "fleet", h.name, lock.Mark{Phase: lock.Booted, Version: v.Version})
+	w.in(20*time.Second, func() { h.tell(v, then) })
+}
+
+// wronged fails if a host was found to stay away that came back in time.
+func (w *world) wronged() {
+	for _, h := range w.hosts {
+		for _, e := range h.trail {
+			if (e.What == "late" || e.What == "left the queue") && h.state != "gone" {
+				w.t.Errorf("%s (%+v off, never set %v, anew with each boot %v): %s %s", h.name, h.off, h.never, h.forget, e.What, e.Why)
+			}
+		}
 	}
 }
 
@@ -349,6 +391,7 @@ func TestSimulationFinishes(t *testing.T) {
 				}
 			})
 			w.run(func() bool { return w.over() })
+			w.wronged()
 			counts, lost := map[string]int{}, 0
 			longest := time.Duration(0)
 			for _, h := range w.hosts {
@@ -423,6 +466,7 @@ func TestSimulationHalts(t *testing.T) {
 			const limit, zoneMax, budget = 20, 8, 3
 			w := newWorld(t, seed, hosts, limit, zoneMax, budget)
 			w.run(func() bool { return w.over() })
+			w.wronged()
 			s, err := lock.On(w.memory, lock.Options{Now: func() time.Time { return w.now }}).State(t.Context(), "fleet")
 			if err != nil {
 				t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/flipside-linux/flipside/lock/keep"
+	"github.com/flipside-linux/flipside/lock/window"
 )
 
 // schema is the version of the stored state. It grows when an older version would misunderstand a newer state; a new field that an
@@ -23,7 +24,7 @@ type State struct {
 	Holders  []Holder           `json:"holders,omitempty"`
 	Failures map[string]Failure `json:"failures,omitempty"` // by version
 	Halts    map[string]Halt    `json:"halts,omitempty"`    // by version
-	Measured Duration           `json:"measured,omitempty"` // how long a healthy host holds its slot, smoothed
+	Measured Duration           `json:"measured,omitempty"` // how long a healthy host is away, smoothed
 	Seq      int64              `json:"seq,omitempty"`      // number of audit entries so far
 	Queue    []Waiter           `json:"queue,omitempty"`    // only in answers; a store keeps it beside the state
 	Tampered []string           `json:"tampered,omitempty"` // only in answers: what somebody has written who may not, or what cannot be checked here
@@ -49,6 +50,7 @@ type Holder struct {
 	Version   string    `json:"version,omitempty"`     // that it came up with
 	NewBootID string    `json:"new_boot_id,omitempty"` // of the boot that it came up with
 	Late      time.Time `json:"late,omitzero"`         // when it was found to stay away too long
+	Unsure    bool      `json:"unsure,omitempty"`      // the time of its phase is by a clock that nothing had set
 	Proof     []byte    `json:"proof,omitempty"`       // signed by the host: that it has asked for the slot
 
 	extra keep.Fields
@@ -71,12 +73,14 @@ type Waiter struct {
 	Since   time.Time `json:"since"`
 	Asked   time.Time `json:"asked,omitzero"`    // when it last said that it still waits
 	Arrival int64     `json:"arrival,omitempty"` // the store's revision: the order of the queue
+	Unsure  bool      `json:"unsure,omitempty"`  // these times are by a clock that nothing had set
 	Proof   []byte    `json:"proof,omitempty"`   // signed by the host: that it asks
 }
 
 // Failure counts what went wrong with a version.
 type Failure struct {
-	Hosts []FailedHost `json:"hosts"`
+	Hosts []FailedHost `json:"hosts"`            // the last few
+	More  int          `json:"more,omitempty"`   // hosts before them
 	InRow int          `json:"in_row,omitempty"` // since the last success
 
 	extra keep.Fields
@@ -90,8 +94,15 @@ type FailedHost struct {
 	Late   bool      `json:"late,omitempty"` // it has not come back in time; it may yet
 }
 
-// maxFailedHosts bounds the record of a version that nobody stops.
-const maxFailedHosts = 100
+// Count is how many hosts the version failed on.
+func (f Failure) Count() int { return len(f.Hosts) + f.More }
+
+// What is remembered of failures is bounded, because all of the state is one value in the store, which is written at every change: etcd takes 1.5 MiB.
+const (
+	maxFailedHosts    = 16 // of one version, in words
+	maxFailedVersions = 32 // that have failed or are halted
+	maxFailedReason   = 200
+)
 
 // Halt says why a version is not given to any more hosts.
 type Halt struct {
@@ -143,10 +154,31 @@ func (s State) RebootTime() time.Duration {
 	return time.Duration(s.Policy.RebootTime)
 }
 
+// Window says whether a slot may be given out now, and until or from when: as long as a reboot takes has to be left. What takes longer than the windows last is let in at
+// the beginning of one, or nobody would ever be.
+func (s State) Window(now time.Time) window.Status {
+	need := s.RebootTime()
+	if longest := s.Policy.longest(); longest > 0 {
+		need = min(need, longest-longest/4)
+	}
+	return s.Policy.schedule().At(now, need)
+}
+
+// Overlong says in words that reboots take longer than the windows have room for, "" if they do not.
+func (s State) Overlong() string {
+	each, longest := s.RebootTime().Round(time.Second), s.Policy.longest()
+	if longest == 0 || each <= longest-longest/4 {
+		return ""
+	}
+	return fmt.Sprintf("a reboot takes about %s and the longest window lasts %s: slots are only given out in its first %s", each, longest, longest/4)
+}
+
 // step collects what one change does to the state.
 type step struct {
 	State
 	now     time.Time
+	unsure  bool                     // nothing that knows the time has set the clock that now is by
+	seen    map[string]time.Duration // by holder: how long this keeper has seen it in its phase
 	by      string
 	audit   []Entry
 	remove  []string          // hosts that leave the queue
@@ -177,7 +209,7 @@ func (s *step) takeBack() {
 		return
 	}
 	s.Holders = slices.DeleteFunc(s.Holders, func(h Holder) bool {
-		unused := h.Phase == Granted && s.now.Sub(h.Granted) > limit
+		unused := h.Phase == Granted && s.stays(h) > limit
 		if unused {
 			s.log("taken back", h.Host, h.To, h.From, fmt.Sprintf("not used within %s", limit))
 		}
@@ -194,7 +226,7 @@ func (s *step) findLate() {
 	}
 	for i := range s.Holders {
 		h := &s.Holders[i]
-		if h.Phase == Granted || !h.Late.IsZero() || h.Reason == unknownReason || s.now.Sub(h.Since()) <= limit {
+		if h.Phase == Granted || !h.Late.IsZero() || h.Reason == unknownReason || s.stays(*h) <= limit {
 			continue
 		}
 		h.Late = s.now
@@ -204,28 +236,33 @@ func (s *step) findLate() {
 	}
 }
 
-// failed counts a failure of a version on a host, once, and halts the version if its budget is spent.
+// failed counts a failure of a version on a host, once, and halts the version if its budget is spent. Without a version there is nothing that others could be kept from.
 func (s *step) failed(host, version, reason string, late bool) {
+	if version == "" {
+		return
+	}
 	f := s.Failures[version]
 	f.Hosts = slices.Clone(f.Hosts)
-	entry := FailedHost{Host: host, At: s.now, Reason: clip(reason), Late: late}
+	entry := FailedHost{Host: host, At: s.now, Reason: clipTo(reason, maxFailedReason), Late: late}
 	if i := slices.IndexFunc(f.Hosts, func(h FailedHost) bool { return h.Host == host }); i >= 0 {
 		f.Hosts[i] = entry
 	} else {
 		f.InRow++
-		if len(f.Hosts) < maxFailedHosts {
-			f.Hosts = append(f.Hosts, entry)
+		f.Hosts = append(f.Hosts, entry)
+		if over := len(f.Hosts) - maxFailedHosts; over > 0 {
+			f.Hosts, f.More = f.Hosts[over:], f.More+over
 		}
 	}
 	if s.Failures == nil {
 		s.Failures = map[string]Failure{}
 	}
 	s.Failures[version] = f
+	s.forgetOldest(version)
 	if _, halted := s.Halts[version]; halted {
 		return
 	}
 	why := ""
-	switch n := len(f.Hosts); {
+	switch n := f.Count(); {
 	case s.Policy.FailureBudget > 0 && n >= s.Policy.FailureBudget:
 		why = fmt.Sprintf("failed on %d host(s), budget %d; last %s: %s", n, s.Policy.FailureBudget, host, reason)
 	case s.Policy.FailuresInRow > 0 && f.InRow >= s.Policy.FailuresInRow:
@@ -241,6 +278,35 @@ func (s *step) failed(host, version, reason string, late bool) {
 	s.signal = true
 }
 
+// forgetOldest bounds the versions that have failed: the one whose last failure is the longest ago goes, one that is not halted first.
+func (s *step) forgetOldest(but string) {
+	for {
+		last := map[string]time.Time{}
+		for v, f := range s.Failures {
+			last[v] = time.Time{}
+			if n := len(f.Hosts); n > 0 {
+				last[v] = f.Hosts[n-1].At
+			}
+		}
+		for v, h := range s.Halts {
+			last[v] = later(last[v], h.Since)
+		}
+		if len(last) <= maxFailedVersions {
+			return
+		}
+		oldest, wasHalted := "", false
+		for _, v := range slices.Sorted(maps.Keys(last)) {
+			_, halted := s.Halts[v]
+			if v != but && (oldest == "" || wasHalted && !halted || wasHalted == halted && last[v].Before(last[oldest])) {
+				oldest, wasHalted = v, halted
+			}
+		}
+		delete(s.Failures, oldest)
+		delete(s.Halts, oldest)
+		s.log("forgotten", "", oldest, "", fmt.Sprintf("more than %d versions have failed", maxFailedVersions))
+	}
+}
+
 // succeeded takes a host that was late off the list, and ends a row of failures.
 func (s *step) succeeded(host, version string) {
 	f, ok := s.Failures[version]
@@ -249,7 +315,7 @@ func (s *step) succeeded(host, version string) {
 	}
 	f.Hosts = slices.DeleteFunc(slices.Clone(f.Hosts), func(h FailedHost) bool { return h.Host == host })
 	f.InRow = 0
-	if len(f.Hosts) == 0 {
+	if f.Count() == 0 {
 		delete(s.Failures, version)
 		return
 	}
@@ -265,7 +331,7 @@ func (s *step) verdict(host string, v Verdict) error {
 	if v.Outcome == Withdrawn && i >= 0 && s.Holders[i].Phase != Granted {
 		return nil
 	}
-	version, from := v.Version, ""
+	version, from := clipTo(v.Version, maxVersion), ""
 	s.outcome = v.Outcome
 	if i >= 0 {
 		h := s.Holders[i]
@@ -274,8 +340,8 @@ func (s *step) verdict(host string, v Verdict) error {
 			version = h.To
 		}
 		s.Holders = slices.Delete(s.Holders, i, i+1)
-		if v.Outcome == Healthy {
-			s.measure(s.now.Sub(h.Granted))
+		if v.Outcome == Healthy && !h.Rebooting.IsZero() {
+			s.measure(s.now.Sub(h.Rebooting))
 		}
 	}
 	held := i >= 0
@@ -316,16 +382,18 @@ func (s *step) knownFailure(host, version string) bool {
 	return slices.ContainsFunc(s.Failures[version].Hosts, func(h FailedHost) bool { return h.Host == host && !h.Late })
 }
 
-// measure smooths how long a healthy host was away. What took longer than the deadline is no measure for the others.
+// measure smooths how long a healthy host was away, from going down to being well. What took longer than the deadline is no measure for the others.
 func (s *step) measure(d time.Duration) {
 	if limit := time.Duration(s.Policy.BootDeadline); d <= 0 || limit > 0 && d > limit {
 		return
 	}
-	if s.Measured == 0 {
+	was := s.RebootTime()
+	if was == 0 {
 		s.Measured = Duration(d)
 		return
 	}
-	s.Measured += (Duration(d) - s.Measured) / 8
+	d = min(d, 4*was) // one that took all day says little about the next
+	s.Measured = Duration(was + (d-was)/8)
 }
 
 // mark records a step in the life of a holder.
@@ -353,18 +421,18 @@ func (s *step) mark(host string, m Mark) error {
 		if h.Phase != Granted {
 			return nil
 		}
-		h.Rebooting = s.now
+		h.Rebooting = later(s.now, h.Granted)
 	case Booted:
 		if h.Phase == Booted {
 			return nil
 		}
-		h.Booted = s.now
-		h.Version, h.NewBootID = clip(m.Version), clip(m.BootID)
+		h.Booted = later(s.now, h.Rebooting) // a clock without a battery begins anywhere
+		h.Version, h.NewBootID = clipTo(m.Version, maxVersion), clip(m.BootID)
 	default:
 		return fmt.Errorf("%w phase %q to mark", ErrInvalid, m.Phase)
 	}
-	h.Phase = m.Phase
-	s.log(string(m.Phase), host, h.To, h.From, clip(m.Version))
+	h.Phase, h.Unsure = m.Phase, s.unsure
+	s.log(string(m.Phase), host, h.To, h.From, clipTo(m.Version, maxVersion))
 	return nil
 }
 
@@ -388,7 +456,7 @@ func (s *step) setPolicy(p Policy, why string) error {
 	}
 	s.Policy = p
 	s.signal = true
-	s.log("policy", "", "", "", clip(what))
+	s.log("policy", "", "", "", clipTo(what, maxPolicy))
 	return nil
 }
 

@@ -57,7 +57,7 @@ func (a *app) fleetStatus(s *semaphoreFlags) *cobra.Command {
 						return err
 					}
 					halted = halted || len(st.Halts) > 0
-					docs = append(docs, groupDoc("", g, st))
+					docs = append(docs, groupDoc(groupSchema, g, st))
 					if !a.json {
 						if i > 0 {
 							fmt.Fprintln(a.stdout)
@@ -168,7 +168,7 @@ func (a *app) fleetWatch(s *semaphoreFlags) *cobra.Command {
 				var printErr error
 				err := k.Follow(cmd.Context(), s.group, func(st lock.State) bool {
 					if a.json {
-						printErr = json.NewEncoder(a.stdout).Encode(groupDoc("flipside.lock-status/v1", s.group, st)) // a line for each change
+						printErr = json.NewEncoder(a.stdout).Encode(groupDoc(groupSchema, s.group, st)) // a line for each change
 					} else {
 						printErr = watchLine(a.stdout, st)
 					}

@@ -40,7 +40,7 @@ func (a *app) policyGet(s *semaphoreFlags) *cobra.Command {
 					return err
 				}
 				if !asTOML || a.json {
-					return a.printJSON(st.Policy)
+					return a.printPolicy(st.Policy)
 				}
 				text, err := policyTOML(st.Policy)
 				if err == nil {
@@ -54,29 +54,57 @@ func (a *app) policyGet(s *semaphoreFlags) *cobra.Command {
 	return cmd
 }
 
+const policySchema = "flipside.policy/v1"
+
+// printPolicy prints a policy as JSON, as set takes it. Its schema is of the document, not of the policy.
+func (a *app) printPolicy(p lock.Policy) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return a.printJSON(json.RawMessage(fmt.Sprintf("{%q:%q,%s", "schema", policySchema, data[1:])))
+}
+
 func (a *app) policySet(s *semaphoreFlags) *cobra.Command {
 	var why string
 	cmd := &cobra.Command{
 		Use:   "set FILE",
 		Short: "replace the policy by that of a JSON or TOML file (- is standard input)",
 		Args:  exactArgs(1, "the FILE"),
+		Long:  `Set replaces the policy of a group. A group that is paused (flipside fleet pause) stays paused: the max of the file counts from the resume on.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := a.readPolicy(args[0])
 			if err != nil {
 				return err
 			}
 			return s.with(cmd.Context(), func(k *lock.Keeper) error {
+				var set lock.Policy
 				err := k.EditPolicy(cmd.Context(), s.group, why, func(old *lock.Policy) error {
 					if err := knownFields(args[0], p, *old); err != nil {
 						return err
 					}
-					*old = p
+					set = p
+					if old.Max == 0 && old.PausedMax > 0 {
+						set.Max, set.PausedMax = 0, cmp.Or(p.Max, p.PausedMax, old.PausedMax)
+					}
+					*old = set
 					return nil
 				})
 				if err != nil {
 					return err
 				}
-				return a.done("the policy of group " + s.group + " is set")
+				what := "the policy of group " + s.group + " is set"
+				if set.Max == 0 && set.PausedMax > 0 {
+					what += fmt.Sprintf("; the group stays paused, and goes on with max %d: flipside fleet resume --group %s", set.PausedMax, s.group)
+				}
+				st, err := k.State(cmd.Context(), s.group)
+				if err != nil {
+					return err
+				}
+				if over := st.Overlong(); over != "" {
+					what += "; " + over
+				}
+				return a.done(what)
 			})
 		},
 	}
@@ -208,17 +236,23 @@ func (a *app) readPolicy(path string) (lock.Policy, error) {
 	if err != nil {
 		return lock.Policy{}, fmt.Errorf("reading the policy: %w", err)
 	}
+	var m map[string]any
 	if trimmed := bytes.TrimSpace(data); len(trimmed) == 0 || trimmed[0] != '{' {
-		var m map[string]any
-		if err := toml.Unmarshal(data, &m); err != nil {
-			return lock.Policy{}, fmt.Errorf("reading the policy: %s: %w", policyName(path), err)
-		}
-		if data, err = json.Marshal(m); err != nil {
-			return lock.Policy{}, fmt.Errorf("reading the policy: %s: %w", policyName(path), err)
-		}
+		err = toml.Unmarshal(data, &m)
+	} else {
+		err = json.Unmarshal(data, &m)
 	}
 	p := lock.DefaultPolicy()
-	if err := json.Unmarshal(data, &p); err != nil {
+	if err == nil {
+		if schema, ok := m["schema"]; ok && schema != policySchema {
+			return lock.Policy{}, usagef("%s: schema %q is not %s", policyName(path), fmt.Sprint(schema), policySchema)
+		}
+		delete(m, "schema")
+		if data, err = json.Marshal(m); err == nil {
+			err = json.Unmarshal(data, &p)
+		}
+	}
+	if err != nil {
 		return lock.Policy{}, fmt.Errorf("reading the policy: %s: %w", policyName(path), err)
 	}
 	if err := p.Check(); err != nil {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/term"
@@ -33,11 +34,11 @@ const (
 
 // sheet is what a command shows: lines and tables, in colour on a terminal.
 type sheet struct {
-	b      strings.Builder
-	colour bool
+	b strings.Builder
+	pen
 }
 
-func (a *app) sheet() *sheet { return &sheet{colour: a.pen().colour} }
+func (a *app) sheet() *sheet { return &sheet{pen: a.pen()} }
 
 func (a *app) terminal() bool {
 	f, ok := a.stdout.(*os.File)
@@ -49,14 +50,16 @@ func (s *sheet) print(w io.Writer) error {
 	return err
 }
 
-func (s *sheet) paint(st style, text string) string {
-	if !s.colour || st == plain || text == "" {
-		return text
+// line adds lines, each broken at spaces where it is longer than the terminal is wide.
+func (s *sheet) line(format string, args ...any) {
+	for line := range strings.SplitSeq(fmt.Sprintf(format, args...), "\n") {
+		if s.width > 0 && columns(line) > s.width {
+			lead := len(line) - len(strings.TrimLeft(line, " "))
+			line = line[:lead] + s.wrap(line, lead+2)
+		}
+		s.b.WriteString(line + "\n")
 	}
-	return "\033[" + string(st) + "m" + text + "\033[0m"
 }
-
-func (s *sheet) line(format string, args ...any) { fmt.Fprintf(&s.b, format+"\n", args...) }
 
 // cell is a text in a table. It comes from other hosts: nothing in it may move the cursor.
 type cell struct {
@@ -72,18 +75,103 @@ func cells(look style, texts ...string) []cell {
 	return row
 }
 
-// table aligns rows. A column that is empty below its title is left out.
+// narrow takes columns from the widest until a row fits beside the gaps between them, and leaves each enough to be read.
+func (s *sheet) narrow(width []int) {
+	const least = 12
+	for s.width > 0 {
+		total, widest := -2, 0
+		for i, w := range width {
+			if w > 0 {
+				total += w + 2
+			}
+			if w > width[widest] {
+				widest = i
+			}
+		}
+		if total <= s.width || width[widest] <= least {
+			return
+		}
+		width[widest]--
+	}
+}
+
+// fold breaks a cell's text into lines of a width: at spaces, and words that are longer anywhere.
+func fold(text string, width int) (lines []string) {
+	line := ""
+	for _, word := range strings.Fields(text) {
+		if line != "" && columns(line)+1+columns(word) <= width {
+			line += " " + word
+			continue
+		}
+		if line != "" {
+			lines = append(lines, line)
+		}
+		for r := []rune(word); ; r = r[width:] {
+			if line = string(r); len(r) <= width {
+				break
+			}
+			lines = append(lines, string(r[:width]))
+		}
+	}
+	return append(lines, line)
+}
+
+// printable is a text that comes from other hosts, in full: nothing in it moves the cursor.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return utf8.RuneError
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))
+}
+
+// table aligns rows. A column that is empty below its title is left out; what does not fit the terminal goes on below, in its column. A row may have a cell more than there are
+// titles: it goes below the row.
 func (s *sheet) table(titles []string, rows [][]cell) {
 	width := make([]int, len(titles))
+	for _, r := range rows {
+		for i := range r {
+			r[i].text = printable(r[i].text)
+		}
+	}
 	for i := range titles {
 		for _, r := range rows {
-			r[i].text = omaha.Printable(r[i].text)
 			if r[i].text != "" {
 				width[i] = max(width[i], utf8.RuneCountInString(r[i].text), utf8.RuneCountInString(titles[i]))
 			}
 		}
 	}
+	s.narrow(width)
+	var all [][]cell
 	for _, r := range append([][]cell{cells(faint, titles...)}, rows...) {
+		for n := 0; ; n++ { // the lines of a row
+			part, more := make([]cell, len(titles)), false
+			for i, c := range r[:len(titles)] {
+				folded := []string{c.text}
+				if columns(c.text) > width[i] && width[i] > 0 {
+					folded = fold(c.text, width[i])
+				}
+				if n < len(folded) {
+					part[i] = cell{folded[n], c.look}
+				}
+				more = more || n+1 < len(folded)
+			}
+			if all = append(all, part); !more {
+				break
+			}
+		}
+		if len(r) > len(titles) && r[len(titles)].text != "" {
+			all = append(all, r[len(titles):])
+		}
+	}
+	for _, r := range all {
+		if len(r) == 1 && len(titles) > 1 {
+			for _, line := range fold(r[0].text, s.width-4) {
+				s.b.WriteString("    " + line + "\n")
+			}
+			continue
+		}
 		var line strings.Builder
 		gap := 0
 		for i, c := range r {
@@ -97,7 +185,7 @@ func (s *sheet) table(titles []string, rows [][]cell) {
 			line.WriteString(strings.Repeat(" ", gap) + s.paint(c.look, c.text))
 			gap = width[i] - utf8.RuneCountInString(c.text) + 2
 		}
-		s.line("%s", line.String())
+		s.b.WriteString(line.String() + "\n")
 	}
 }
 
@@ -140,7 +228,10 @@ func (a *app) groupScreen(group string, st lock.State, now time.Time) *sheet {
 		}
 		s.line("%s: nobody is granted a slot\n  hint: %s", s.paint(yellow, "PAUSED"), how)
 	}
-	switch w := st.Policy.Window(now); {
+	if over := st.Overlong(); over != "" {
+		s.line("%s: %s", s.paint(yellow, "TIGHT"), over)
+	}
+	switch w := st.Window(now); {
 	case !w.Open && w.Next.IsZero():
 		s.line("%s: %s", s.paint(yellow, "CLOSED"), w.Why)
 	case !w.Open:
@@ -157,12 +248,15 @@ func (a *app) groupScreen(group string, st lock.State, now time.Time) *sheet {
 			continue
 		}
 		f := st.Failures[v]
-		last := f.Hosts[len(f.Hosts)-1]
+		var last lock.FailedHost
+		if n := len(f.Hosts); n > 0 {
+			last = f.Hosts[n-1]
+		}
 		budget := ""
 		if b := st.Policy.FailureBudget; b > 0 {
 			budget = fmt.Sprintf(" (%d halt it)", b)
 		}
-		s.line("%s on %d host(s)%s, last on %s %s: %s", s.paint(yellow, "release "+named(v)+" failed"), len(f.Hosts), budget, omaha.Printable(last.Host), when(last.At, now), omaha.Printable(last.Reason))
+		s.line("%s on %d host(s)%s, last on %s %s: %s", s.paint(yellow, "release "+named(v)+" failed"), f.Count(), budget, omaha.Printable(last.Host), when(last.At, now), omaha.Printable(last.Reason))
 	}
 	if len(st.Holders) > 0 {
 		var rows [][]cell
@@ -322,7 +416,19 @@ func (a *app) entryTable(s *sheet, entries []lock.Entry) {
 		row[0].look, row[1].look, row[2].look = faint, look, bold
 		rows = append(rows, row)
 	}
-	s.table([]string{"WHEN", "WHAT", "HOST", "FROM", "TO", "WHY", "BY"}, rows)
+	titles := []string{"WHEN", "WHAT", "HOST", "FROM", "TO", "WHY", "BY"}
+	const roomy = 140
+	if s.width > 0 && s.width < roomy { // what is said in words goes below
+		titles = titles[:5]
+		for i, r := range rows {
+			note := r[5].text
+			if by := r[6].text; by != "" {
+				note = strings.TrimSpace(note + " (by " + by + ")")
+			}
+			rows[i] = append(r[:5], cell{text: note})
+		}
+	}
+	s.table(titles, rows)
 }
 
 // watchScreen redraws a group on a terminal, at every change and every two seconds, until ctx ends.

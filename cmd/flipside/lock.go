@@ -19,6 +19,7 @@ import (
 	"github.com/flipside-linux/flipside/lock/etcd"
 	"github.com/flipside-linux/flipside/lock/single"
 	"github.com/flipside-linux/flipside/updater/config"
+	daemon "github.com/flipside-linux/flipside/updater/host"
 	"github.com/flipside-linux/flipside/updater/trust"
 )
 
@@ -203,7 +204,7 @@ func (a *app) lockCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		Long: `Lock speaks with the reboot semaphore that the hosts of a group share.
 
-Exit status: 0 done, 5 blocked (no slot is free, the version is halted, the window is closed), 7 etcd does not permit it, 8 too much competition, 1 otherwise.`,
+Exit status: 0 done, 3 nothing to do, 5 blocked (no slot is free, the version is halted, the window is closed), 7 etcd does not permit it, 8 too much competition, 1 otherwise.`,
 	}
 	s := a.semaphore(cmd)
 	cmd.AddCommand(a.lockStatus(s), a.lockAcquire(s), a.lockRelease(s), a.lockSetMax(s), a.lockResume(s))
@@ -344,6 +345,8 @@ func (a *app) lockRelease(s *semaphoreFlags) *cobra.Command {
 		Use:   "release",
 		Short: "give a host's slot, or its place in the queue, back",
 		Args:  cobra.NoArgs,
+		Long: `Release gives back what acquire has taken under the same name, by default that of the machine. The slot of the host's own daemon has another name,
+which flipside lock status shows, and the daemon gives it back itself. Ends with 3 if there was nothing to give back.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := s.host(&host); err != nil {
 				return err
@@ -352,8 +355,15 @@ func (a *app) lockRelease(s *semaphoreFlags) *cobra.Command {
 				return usagef("--verdict %q is not one of healthy, failed, cancelled", verdict)
 			}
 			return s.with(cmd.Context(), func(k *lock.Keeper) error {
+				st, err := k.State(cmd.Context(), s.group)
+				if err != nil {
+					return err
+				}
 				if err := k.Release(cmd.Context(), s.group, host, v); err != nil {
 					return err
+				}
+				if v.Outcome != lock.Failed && !has(st, host) { // a failure counts without a slot too
+					return a.nothingReleased(st, s.group, host)
 				}
 				return a.done(fmt.Sprintf("%s holds no slot of group %s any more", host, s.group))
 			})
@@ -366,6 +376,25 @@ func (a *app) lockRelease(s *semaphoreFlags) *cobra.Command {
 	f.StringVar(&v.Reason, "reason", "", "why, in words")
 	f.Int64Var(&v.Token, "token", 0, "only release the grant with this `token`")
 	return cmd
+}
+
+// has reports whether a host has a slot, or waits for one.
+func has(st lock.State, host string) bool {
+	_, held := st.Holder(host)
+	return held || slices.ContainsFunc(st.Queue, func(w lock.Waiter) bool { return w.Host == host })
+}
+
+// nothingReleased says that a host had nothing to give back, and who it was that was meant, perhaps: the daemon goes by another name than the machine's.
+func (a *app) nothingReleased(st lock.State, group, host string) error {
+	err := withExit(exitNothing, fmt.Errorf("%s holds no slot of group %s, and does not wait for one", host, group))
+	c, loadErr := config.Load(a.config)
+	if loadErr != nil {
+		return err
+	}
+	if name, nameErr := daemon.LockName(c); nameErr == nil && name != host && has(st, name) {
+		return withHint(err, "flipsided of this host goes by %s there: --host %s", name, name)
+	}
+	return err
 }
 
 // done says that something was done, in words or as JSON.
@@ -455,14 +484,16 @@ func (a *app) unpause(ctx context.Context, k *lock.Keeper, group string, st lock
 // printGroup prints the state of one group.
 func (a *app) printGroup(group string, st lock.State) error {
 	if a.json {
-		return a.printJSON(groupDoc("flipside.lock-status/v1", group, st))
+		return a.printJSON(groupDoc(groupSchema, group, st))
 	}
 	a.groupScreen(group, st, time.Now()).print(a.stdout)
 	return nil
 }
 
+const groupSchema = "flipside.lock-status/v1"
+
 type groupDocument struct {
-	Schema   string                  `json:"schema,omitempty"`
+	Schema   string                  `json:"schema"`
 	Group    string                  `json:"group"`
 	Policy   lock.Policy             `json:"policy"`
 	Holders  []lock.Holder           `json:"holders"`

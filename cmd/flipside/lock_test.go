@@ -11,6 +11,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/flipside-linux/flipside/lock/etcd/etcdtest"
+	"github.com/flipside-linux/flipside/updater/config"
+	daemon "github.com/flipside-linux/flipside/updater/host"
 )
 
 // TestLockAndFleet plays a small rollout from the command line, on a real etcd.
@@ -33,6 +35,7 @@ func TestLockAndFleet(t *testing.T) {
 	run(0, "0 of 1 down", "lock", "status")
 	run(0, "is set", "fleet", "policy", "set", "-", "--reason", "first")
 	run(0, `"max": 2`, "fleet", "policy", "get")
+	run(exitNothing, "holds no slot", "lock", "release", "--host", "nobody")
 	run(0, "a holds a slot", "lock", "acquire", "--host", "a", "--from", "1", "--to", "2")
 	run(0, "a holds a slot", "lock", "acquire", "--host", "a", "--from", "1", "--to", "2")
 	run(0, "b holds a slot", "lock", "acquire", "--host", "b", "--to", "2")
@@ -49,6 +52,9 @@ func TestLockAndFleet(t *testing.T) {
 	run(0, "goes on with 2", "fleet", "resume", "2")
 	run(0, "is paused", "fleet", "pause")
 	run(exitNothing, "paused already", "fleet", "pause")
+	run(0, "stays paused, and goes on with max 2", "fleet", "policy", "set", "-") // the file says max = 2
+	run(exitBlocked, "paused", "lock", "acquire", "--host", "p")
+	run(0, "holds no slot", "lock", "release", "--host", "p")
 	run(0, "up to 2 host", "fleet", "resume", "--reason", "the switch is replaced")
 	run(exitNothing, "not paused", "fleet", "resume")
 	run(0, "up to 3", "lock", "set-max", "3")
@@ -67,6 +73,47 @@ func TestLockAndFleet(t *testing.T) {
 	if out := run(0, "", "--json", "lock", "status"); json.Unmarshal([]byte(out), &doc) != nil || doc.Schema != "flipside.lock-status/v1" || doc.Group != "web" || doc.Holders == nil {
 		t.Errorf("lock status --json printed %s", out)
 	}
+	var fleet struct {
+		Schema string                    `json:"schema"`
+		Groups []struct{ Schema string } `json:"groups"`
+	}
+	if out := run(0, "", "--json", "fleet", "status"); json.Unmarshal([]byte(out), &fleet) != nil || len(fleet.Groups) != 1 || fleet.Groups[0].Schema != "flipside.lock-status/v1" {
+		t.Errorf("fleet status --json printed %s", out)
+	}
+
+	// What get prints is what set takes; its schema is of the document, and does not get into the store.
+	policy := run(0, `"schema": "flipside.policy/v1"`, "--json", "fleet", "policy", "get")
+	path := filepath.Join(t.TempDir(), "policy.json")
+	for text, want := range map[string]int{policy: 0, strings.Replace(policy, "flipside.policy/v1", "flipside.plan/v1", 1): exitUsage} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		run(want, "", "fleet", "policy", "set", path)
+	}
+	if out := run(0, "max = 3", "fleet", "policy", "get", "--toml"); strings.Contains(out, "schema") {
+		t.Errorf("the policy in the store is\n%s", out)
+	}
+
+	// The daemon's slot goes by another name than the machine's.
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"machine-id": "0123456789abcdef0123456789abcdef\n", "flipside.toml": "[update]\nserver = \"http://127.0.0.1:1/v1/update/\"\nchannel = \"stable\"\nkeys = [\"/etc/flipside/keys.d\"]\n[host]\nalias = \"web1\"\nmachine_id = \"" + dir + "/machine-id\"\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := config.Load(filepath.Join(dir, "flipside.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := daemon.LockName(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(0, "holds a slot", "lock", "acquire", "--host", name, "--to", "2")
+	run(exitNothing, "--host "+name, "lock", "release", "--config", filepath.Join(dir, "flipside.toml"))
+	run(0, "holds no slot", "lock", "release", "--host", name)
 }
 
 // An airlock semaphore is taken over without a moment at which both give out slots.

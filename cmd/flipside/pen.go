@@ -47,7 +47,7 @@ func (s pen) wrap(text string, indent int) string {
 	var b strings.Builder
 	column := 0
 	for i, word := range strings.Fields(text) {
-		n := utf8.RuneCountInString(word)
+		n := columns(word)
 		switch {
 		case i == 0:
 		case column+1+n > room:
@@ -61,6 +61,19 @@ func (s pen) wrap(text string, indent int) string {
 		column += n
 	}
 	return b.String()
+}
+
+// columns is how much room text takes: colours take none.
+func columns(text string) (n int) {
+	for text != "" {
+		before, after, coloured := strings.Cut(text, "\x1b[")
+		n += utf8.RuneCountInString(before)
+		if !coloured {
+			break
+		}
+		_, text, _ = strings.Cut(after, "m")
+	}
+	return n
 }
 
 // pad fills text up to a number of columns. Colours are added after it, so that they do not count.

@@ -133,6 +133,42 @@ func client(t *testing.T, endpoint string) *clientv3.Client {
 	return c
 }
 
+// A host whose daemon is restarted keeps its place in the queue, also when the lease of the old one ends.
+func TestPlaceOfARestartedHost(t *testing.T) {
+	t.Parallel()
+	endpoint, _ := start(t)
+	ctx := t.Context()
+	ask := func(k *lock.Keeper, host string, position int) {
+		t.Helper()
+		if st, err := k.Request(ctx, lock.Claim{Group: "g", Host: host}); err != nil || st.Position != position {
+			t.Fatalf("%s: %+v, %v, want position %d", host, st, err, position)
+		}
+	}
+	other, old := open(t, etcd.Config{Endpoints: []string{endpoint}}), open(t, etcd.Config{Endpoints: []string{endpoint}})
+	ask(other, "holder", 0)
+	ask(old, "a", 1)
+	ask(other, "b", 2)
+	raw := client(t, endpoint)
+	leaseOfA := func() clientv3.LeaseID {
+		t.Helper()
+		resp, err := raw.Get(ctx, etcd.DefaultPrefix+"g/queue/a")
+		if err != nil || len(resp.Kvs) != 1 {
+			t.Fatalf("the place of a: %v, %v", resp, err)
+		}
+		return clientv3.LeaseID(resp.Kvs[0].Lease)
+	}
+	was := leaseOfA()
+	old.Close()
+	restarted := open(t, etcd.Config{Endpoints: []string{endpoint}})
+	ask(restarted, "a", 1)
+	if _, err := raw.Revoke(ctx, was); err != nil { // as it ends by itself when nobody renews it
+		t.Fatal(err)
+	}
+	leaseOfA()
+	ask(other, "b", 2)
+	ask(restarted, "a", 1)
+}
+
 // A host that is gone for good leaves the queue when its lease ends; a slot that was granted has no lease.
 func TestWaiterThatIsGoneLeavesTheQueue(t *testing.T) {
 	t.Parallel()

@@ -78,6 +78,8 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		{"lost replies", lostReplies},
 		{"groups are apart", groupsApart},
 		{"follow", follow},
+		{"wrong clocks", wrongClocks},
+		{"no clock is right", noClock},
 		{"signed", signed},
 	}
 	for i, tt := range tests {

@@ -27,6 +27,9 @@ const (
 	socketName = "semaphore.sock"
 	// openPatience is how long a process that is just ending may keep the file.
 	openPatience = 2 * time.Second
+	// The names of hosts and groups are their own to choose: these bound what one client can make of that.
+	maxLeft   = 10000
+	maxGroups = 1000
 )
 
 var (
@@ -42,11 +45,11 @@ var (
 
 // Store is a [lock.Store] in a file.
 type Store struct {
-	db     *bolt.DB
-	opened int64 // the revision at that time
+	db *bolt.DB
 
 	mu     sync.Mutex
-	left   map[string]int64 // by group and host: the revision at which a host left the queue, since the file was opened
+	left   map[string]int64 // by group and host: the revision at which a host left the queue, after untold
+	untold int64            // the revision up to which that is not on record: when the file was opened, or later
 	change chan struct{}    // closed and replaced after every change
 }
 
@@ -69,7 +72,7 @@ func Open(dir string) (*Store, error) {
 	err = db.Update(func(tx *bolt.Tx) error {
 		root, err := tx.CreateBucketIfNotExists(rootKey)
 		if err == nil {
-			s.opened = int64(root.Sequence())
+			s.untold = int64(root.Sequence())
 		}
 		return err
 	})
@@ -127,6 +130,9 @@ func (s *Store) write(ctx context.Context, group string, f func(rev int64, g *bo
 	}
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		root := tx.Bucket(rootKey)
+		if root.Bucket([]byte(group)) == nil && count(root) >= maxGroups {
+			return fmt.Errorf("%w group %q: there are %d already", lock.ErrInvalid, group, maxGroups)
+		}
 		g, err := root.CreateBucketIfNotExists([]byte(group))
 		if err != nil {
 			return err
@@ -154,7 +160,7 @@ func (s *Store) write(ctx context.Context, group string, f func(rev int64, g *bo
 
 // unavailable marks what the file says; what is not of the file is passed on.
 func unavailable(err error) error {
-	if err == nil || errors.Is(err, lock.ErrConflict) {
+	if err == nil || errors.Is(err, lock.ErrConflict) || errors.Is(err, lock.ErrInvalid) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", lock.ErrUnavailable, err)
@@ -297,6 +303,10 @@ func (s *Store) Commit(ctx context.Context, group, host string, limit int, v loc
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, host := range left {
+			if len(s.left) >= maxLeft {
+				clear(s.left)
+				s.untold = rev
+			}
 			s.left[group+"/"+host] = rev
 		}
 		return nil
@@ -335,10 +345,10 @@ func (s *Store) Watch(ctx context.Context, group, host string, after int64) erro
 			return false
 		}
 		s.mu.Lock()
-		left := s.left[group+"/"+host]
+		left, untold := s.left[group+"/"+host], s.untold
 		s.mu.Unlock()
-		// Who left before the file was opened is not on record; a host that has no place then looks again once.
-		return number(g.Get(signalKey)) > after || left > after || after < s.opened && place(g, host) == nil
+		// Who has no place, and may have left it when that was not put on record, looks again once.
+		return number(g.Get(signalKey)) > after || left > after || after < untold && place(g, host) == nil
 	})
 }
 
