@@ -1,6 +1,8 @@
 package lock_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -56,8 +58,8 @@ func (a *alone) goesDown(host, to string) {
 // The whole state is one value in the store. Hosts that fail, with names, versions and reasons of their own making, do not fill it.
 func TestFailuresAreBounded(t *testing.T) {
 	a := newAlone(t)
-	long := strings.Repeat("x", 60000)
-	for i := range 100 {
+	long := strings.Repeat("x", 20000)
+	for i := range 40 {
 		a.now = a.now.Add(time.Minute)
 		v := lock.Verdict{Outcome: lock.Failed, Version: fmt.Sprintf("%d\x1b[31m", i) + long, Reason: long}
 		a.must(a.Release(t.Context(), group, "a", v))
@@ -84,11 +86,11 @@ func TestFailuresAreBounded(t *testing.T) {
 		if strings.Contains(version, "\x1b") || len(version) > 100 {
 			t.Fatalf("version %.200q", version)
 		}
-		if strings.HasPrefix(version, "99 ") {
+		if strings.HasPrefix(version, "39 ") {
 			last = version
 		}
 	}
-	if st := a.ask("b", fmt.Sprintf("99\x1b[31m%s", long)); last == "" || st.Halted == "" {
+	if st := a.ask("b", fmt.Sprintf("39\x1b[31m%s", long)); last == "" || st.Halted == "" {
 		t.Errorf("the version that failed last is not halted any more: %+v", st)
 	}
 }
@@ -148,5 +150,28 @@ func TestRebootsLongerThanTheWindow(t *testing.T) {
 	a.now = st.Ask.Add(time.Minute)
 	if st := a.ask("c", "2"); !st.Granted {
 		t.Errorf("c, at the beginning of the next: %+v", st)
+	}
+}
+
+// Who has left the queue is remembered for those who watch, and not for ever: then everybody looks again.
+func TestManyLeaveTheQueue(t *testing.T) {
+	a := newAlone(t)
+	var hosts []string
+	for i := range 10_001 {
+		hosts = append(hosts, fmt.Sprint("host-", i))
+		_, err := a.store.Enqueue(t.Context(), group, hosts[i], nil)
+		a.must(err)
+	}
+	v, err := a.store.Read(t.Context(), group, "", 0)
+	a.must(err)
+	rev, _, err := a.store.Commit(t.Context(), group, "", 0, v, lock.Change{Remove: hosts})
+	a.must(err)
+	for _, h := range []string{hosts[0], hosts[10_000], "who never came"} {
+		a.must(a.store.Watch(t.Context(), group, h, v.Rev))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := a.store.Watch(ctx, group, hosts[0], rev); !errors.Is(err, context.Canceled) {
+		t.Errorf("a watch from now on: %v, want it to wait", err)
 	}
 }

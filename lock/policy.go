@@ -164,7 +164,7 @@ func (d Duration) String() string { return time.Duration(d).String() }
 
 // Window says whether the policy lets anybody reboot at t, and until or from when.
 func (p Policy) Window(t time.Time) window.Status {
-	return p.schedule().At(t, time.Duration(p.RebootTime))
+	return State{Policy: p}.Window(t)
 }
 
 // Unknown names the fields that this version does not know, with their places. In a policy that somebody has written by hand they

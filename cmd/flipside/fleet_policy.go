@@ -198,7 +198,11 @@ func (a *app) policyCheck() *cobra.Command {
 			if st := p.Window(now); !st.Open && st.Next.IsZero() {
 				return withExit(exitFailed, fmt.Errorf("the policy can be read, but no host will ever reboot: %s", st.Why))
 			}
-			return a.done("the policy is good; its window is " + strings.Join(openings(p, now, 3), ",\n  then "))
+			what := "the policy is good; its window is " + strings.Join(openings(p, now, 3), ",\n  then ")
+			if over := (lock.State{Policy: p}).Overlong(); over != "" {
+				what += "\n" + over
+			}
+			return a.done(what)
 		},
 	}
 }

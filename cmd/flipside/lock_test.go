@@ -169,6 +169,7 @@ func TestFleetPolicyCheck(t *testing.T) {
 	}{
 		{`{"max":3,"failure_budget":1,"boot_deadline":"20m"}`, "always open", 0},
 		{"max = 1\n[[windows]]\ndays = [\"Thu\"]\nstart = \"04:00\"\nlength = \"1h\"\nzone = \"Europe/Berlin\"\n", "window", 0},
+		{"reboot_time = \"18m\"\n[[windows]]\nstart = \"04:00\"\nlength = \"20m\"\nzone = \"UTC\"\n", "only given out in its first 5m0s", 0},
 		{"max = 1\nmaks = 2\n", "unknown field \"maks\"", exitUsage},
 		{"[[windows]]\ndyas = [\"Mon\"]\nstart = \"04:00\"\nlength = \"1h\"\nzone = \"UTC\"\n", "unknown field \"windows[0].dyas\"", exitUsage},
 		{"max = -1\n", "max is -1", exitFailed},

@@ -29,7 +29,7 @@ const (
 	openPatience = 2 * time.Second
 	// The names of hosts and groups are their own to choose: these bound what one client can make of that.
 	maxLeft   = 10000
-	maxGroups = 1000
+	maxGroups = 256
 )
 
 var (

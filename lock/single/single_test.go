@@ -237,3 +237,19 @@ func TestKilled(t *testing.T) {
 		s.Close()
 	}
 }
+
+// The names of groups are for those to choose who ask: what they can make of that on the disk is bounded. The groups that are there go on.
+func TestGroupsAreBounded(t *testing.T) {
+	s := open(t, t.TempDir())
+	err := error(nil)
+	n := 0
+	for ; err == nil && n <= 256; n++ {
+		_, err = s.Enqueue(t.Context(), fmt.Sprint("g", n), "h", nil)
+	}
+	if !errors.Is(err, lock.ErrInvalid) || errors.Is(err, lock.ErrUnavailable) {
+		t.Errorf("after %d groups: %v, want ErrInvalid", n, err)
+	}
+	if _, err := s.Enqueue(t.Context(), "g7", "h2", nil); err != nil {
+		t.Errorf("a group that was there: %v", err)
+	}
+}
