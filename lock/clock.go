@@ -36,6 +36,10 @@ func (k *Keeper) begin(s State, group string, now time.Time, by string) *step {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	old := k.watched[group]
+	if st.unsure != k.unsure { // the clock may have been set meanwhile, to a time years away
+		k.unsure, old = st.unsure, nil
+		clear(k.watched)
+	}
 	is := make(map[string]watched, len(s.Holders))
 	for _, h := range s.Holders {
 		w, ok := old[h.Host]

@@ -25,6 +25,7 @@ type Keeper struct {
 	marked  map[string]bool               // by group and host: it goes down
 	named   map[string][]string           // by group: the hosts that the owner has named last, in order
 	watched map[string]map[string]watched // by group and host: the holders as they were seen last
+	unsure  bool                          // the clock was, then
 }
 
 var _ Semaphore = (*Keeper)(nil)
