@@ -308,10 +308,10 @@ func (b *builder) image(img Image) (*metadata.PartitionUpdate, error) {
 		free <- e
 	}
 	results := make(chan chan chunk, 2*b.workers())
-	ctx, cancel := context.WithCancel(b.ctx)
-	defer cancel()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	ctx, cancel := context.WithCancel(b.ctx)
+	defer cancel() // before the wait, which nothing else ends after an error
 	wg.Go(func() {
 		defer close(results)
 		for i := range chunks {
@@ -342,7 +342,6 @@ func (b *builder) image(img Image) (*metadata.PartitionUpdate, error) {
 			c.err = ctx.Err()
 		}
 		if c.err != nil {
-			cancel()
 			return nil, c.err
 		}
 		n := min(size, img.Size-i*size)
