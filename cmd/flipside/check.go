@@ -53,7 +53,7 @@ Exit status: 4 a release is in place and waits for a reboot, 3 nothing to do, 1 
 				return err
 			}
 			var bar *progress
-			if st.Phase == updater.Applying {
+			if more := st.Phase == updater.Applying; more {
 				err = a.ask(cmd.Context(), "watch", func(now updater.Status) bool {
 					st = now
 					if p := st.Progress; p != nil && p.Total > 0 {
@@ -62,10 +62,14 @@ Exit status: 4 a release is in place and waits for a reboot, 3 nothing to do, 1 
 						}
 						bar.Set(p.Done)
 					}
-					return st.Phase == updater.Applying && !(st.LastError != "" && st.ErrorAt.After(st.LastCheck))
+					more = st.Phase == updater.Applying && !(st.LastError != "" && st.ErrorAt.After(st.LastCheck))
+					return more
 				})
 				if bar != nil {
 					bar.Done()
+				}
+				if err == nil && more {
+					err = withHint(errors.New("flipsided ended before the release was in place"), "it goes on when it is started again")
 				}
 				if err != nil {
 					return err
@@ -106,7 +110,7 @@ func (a *app) follow(ctx context.Context, c control.Command, yield func(updater.
 		return more
 	}
 	err = daemonError(control.Follow(ctx, socket, c, look))
-	if errors.Is(err, control.ErrDenied) { // on the bus nobody can follow
+	if errors.Is(err, control.ErrDenied) || errors.Is(err, control.ErrBusy) { // on the bus nobody can follow
 		if st, err = a.do(ctx, c); err == nil {
 			look(st)
 		}
@@ -117,14 +121,14 @@ func (a *app) follow(ctx context.Context, c control.Command, yield func(updater.
 		}
 	}
 	if err == nil && more {
-		err = errors.New("flipsided ended before it had an answer")
+		err = daemonError(control.ErrNoAnswer)
 	}
 	return st, err
 }
 
-// mayAskBus says whether the daemon that the socket speaks for is worth asking on the bus. On the system's bus is the system's daemon, and no other that somebody has named.
+// mayAskBus says whether the daemon that does not let us on its socket, or has no place there, is worth asking on the bus. On the system's bus is the system's daemon, and no other that somebody has named.
 func (a *app) mayAskBus(err error) bool {
-	return errors.Is(err, control.ErrDenied) && (a.bus != "" || a.socket == "" && a.config == "")
+	return (errors.Is(err, control.ErrDenied) || errors.Is(err, control.ErrBusy)) && (a.bus != "" || a.socket == "" && a.config == "")
 }
 
 func (a *app) busClient() bus.Client {

@@ -57,6 +57,10 @@ func daemonError(err error) error {
 		return withHint(err, "systemctl status flipsided says why; --socket or --config name another daemon")
 	case errors.Is(err, control.ErrDenied):
 		return withHint(withExit(exitPermitted, err), "run it as root, or let polkit allow the action (docs/dbus.md)")
+	case errors.Is(err, control.ErrBusy):
+		return withHint(withExit(exitBusy, err), "end what still watches; root and the daemon's user have places of their own")
+	case errors.Is(err, control.ErrNoAnswer):
+		return withHint(err, `"flipside status" shows what came of an order; systemctl status flipsided says why it ended`)
 	case errors.Is(err, updater.ErrNothing):
 		return withExit(exitNothing, err)
 	case errors.Is(err, updater.ErrUnderWay):

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -93,6 +96,66 @@ func TestStatusAndItsExitCodes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What a daemon took and did not answer, because it was killed, is not said to be done.
+func TestNoAnswerIsNoSuccess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			bufio.NewReader(c).ReadString('\n')
+			c.Close()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for _, line := range []string{
+		"status", "--json status", "why", "watch", "plan", "check", "update", "pause", "resume", "pin 1.0.0", "unpin", "channel set beta", "cancel -y", "rollback -y",
+		"reboot", "--json reboot --now -y", "config reload",
+	} {
+		var out, errs bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+		code := a.run(ctx, append([]string{"--socket", path}, strings.Fields(line)...))
+		if code != exitFailed || out.Len() > 0 || !strings.Contains(errs.String(), "flipsided ended before it answered") {
+			t.Errorf("flipside %s ended with %d and printed\n%s%s", line, code, &out, &errs)
+		}
+	}
+}
+
+// An update that the daemon did not live to finish is not one that went on.
+func TestUpdateWhoseDaemonEnds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			bufio.NewReader(c).ReadString('\n')
+			json.NewEncoder(c).Encode(control.Reply{Status: &updater.Status{
+				Phase: updater.Applying, LastCheck: time.Now(), NextCheck: time.Now().Add(time.Hour), Update: &updater.UpdateStatus{Version: "2.0.0"}}})
+			c.Close()
+		}
+	}()
+	var out, errs bytes.Buffer
+	a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+	if code := a.run(t.Context(), []string{"--socket", path, "update"}); code != exitFailed || !strings.Contains(errs.String(), "ended before the release was in place") {
+		t.Errorf("it ended with %d and printed\n%s%s", code, &out, &errs)
 	}
 }
 

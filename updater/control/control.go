@@ -3,11 +3,13 @@
 //
 // The protocol is one JSON object per line over a Unix stream socket. The client sends one [Request]; the daemon answers
 // with [Reply] lines, one for most methods and one for each change for "watch", and closes. Everyone who may
-// connect may read; only root and the daemon's own user may change something, which the kernel's peer credentials decide.
+// connect may read; only root and the daemon's own user may change something, which the kernel's peer credentials decide. They have places of
+// their own, so that nobody else can keep them out; each other user has a few.
 package control
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,11 +40,13 @@ type Reply struct {
 	Status *updater.Status `json:"status,omitempty"`
 	Plan   *updater.Plan   `json:"plan,omitempty"`
 	Error  string          `json:"error,omitempty"`
-	Kind   string          `json:"kind,omitempty"` // of the error, if a program may want to know: denied, nothing, under-way, below-floor, bad-command
+	Kind   string          `json:"kind,omitempty"` // of the error, if a program may want to know: denied, busy, nothing, under-way, below-floor, bad-command
 }
 
 // kinds are the errors that a program may want to tell apart, as the socket names them.
-var kinds = map[string]error{"denied": ErrDenied, "nothing": updater.ErrNothing, "under-way": updater.ErrUnderWay, "below-floor": updater.ErrBelowFloor, "bad-command": ErrBadCommand}
+var kinds = map[string]error{
+	"denied": ErrDenied, "busy": ErrBusy, "nothing": updater.ErrNothing, "under-way": updater.ErrUnderWay, "below-floor": updater.ErrBelowFloor, "bad-command": ErrBadCommand,
+}
 
 func failure(err error) Reply {
 	r := Reply{Error: err.Error()}
@@ -60,12 +64,18 @@ var (
 	ErrNotRunning = errors.New("flipsided is not running")
 	// ErrDenied means that the daemon refuses this user.
 	ErrDenied = errors.New("not permitted")
+	// ErrBusy means that this user has as many connections to the daemon as one may have.
+	ErrBusy = errors.New("too many clients of flipsided's control socket")
+	// ErrNoAnswer means that the daemon took the request and was gone before it answered. Whether it did what it was told is not known.
+	ErrNoAnswer = errors.New("flipsided ended before it answered")
 )
 
 const (
 	maxRequest = 64 << 10
 	maxReply   = 4 << 20
-	maxClients = 32
+	maxClients = 32 // of root and of the daemon's user, each; more than people have hands
+	maxOthers  = 32 // of everybody else together
+	maxOther   = 4  // of one of them
 	// patience bounds how long a client may take to send its request or to take a line.
 	patience = 10 * time.Second
 )
@@ -101,7 +111,7 @@ func Serve(ctx context.Context, l *net.UnixListener, d Daemon, log *slog.Logger)
 	defer stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	places := make(chan struct{}, maxClients)
+	places := places{of: map[uint32]int{}}
 	for {
 		c, err := l.AcceptUnix()
 		if err != nil {
@@ -110,25 +120,67 @@ func Serve(ctx context.Context, l *net.UnixListener, d Daemon, log *slog.Logger)
 			}
 			return fmt.Errorf("control socket: %w", err)
 		}
-		select {
-		case places <- struct{}{}:
-		default:
-			c.Close() // more clients than people have hands
+		uid, err := peer(c)
+		if err == nil && !places.take(uid) {
+			c.SetWriteDeadline(time.Now().Add(time.Second)) // a line always fits into a new socket
+			json.NewEncoder(c).Encode(failure(fmt.Errorf("%w: user %d has others that wait or watch", ErrBusy, uid)))
+			c.Close()
+			continue
+		}
+		if err != nil {
+			log.Debug("control client", "error", err)
+			c.Close()
 			continue
 		}
 		wg.Go(func() {
-			defer func() { <-places }()
 			defer c.Close()
+			defer places.free(uid) // before the client can see the end
 			// Whoever has asked already gets an answer, also to the order that ends this; who has not is not waited for.
 			defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Now()) })()
-			if err := serve(ctx, c, d); err != nil {
+			if err := serve(ctx, c, uid, d); err != nil {
 				log.Debug("control client", "error", err)
 			}
 		})
 	}
 }
 
-func serve(ctx context.Context, c *net.UnixConn, d Daemon) error {
+// places counts the clients of each user.
+type places struct {
+	mu     sync.Mutex
+	of     map[uint32]int
+	others int // of all but the trusted
+}
+
+// take gives a client of this user a place, if there is one.
+func (p *places) take(uid uint32) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if trusted(uid) {
+		if p.of[uid] == maxClients {
+			return false
+		}
+	} else {
+		if p.of[uid] == maxOther || p.others == maxOthers {
+			return false
+		}
+		p.others++
+	}
+	p.of[uid]++
+	return true
+}
+
+func (p *places) free(uid uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !trusted(uid) {
+		p.others--
+	}
+	if p.of[uid]--; p.of[uid] == 0 {
+		delete(p.of, uid)
+	}
+}
+
+func serve(ctx context.Context, c *net.UnixConn, uid uint32, d Daemon) error {
 	c.SetReadDeadline(time.Now().Add(patience))
 	line, err := bufio.NewReader(io.LimitReader(c, maxRequest)).ReadBytes('\n')
 	if err != nil {
@@ -151,7 +203,7 @@ func serve(ctx context.Context, c *net.UnixConn, d Daemon) error {
 		return watch(ctx, c, d, send)
 	case "plan":
 		// The server is asked, which is not for everybody to make this host do.
-		if _, err := permitted(c); err != nil {
+		if err := permitted(uid); err != nil {
 			return send(failure(err))
 		}
 		p, err := d.Plan(ctx, req.Channel)
@@ -160,8 +212,7 @@ func serve(ctx context.Context, c *net.UnixConn, d Daemon) error {
 		}
 		return send(Reply{Plan: &p})
 	case "do":
-		uid, err := permitted(c)
-		if err != nil {
+		if err := permitted(uid); err != nil {
 			return send(failure(err))
 		}
 		if req.Do == nil {
@@ -216,16 +267,15 @@ func watch(ctx context.Context, c *net.UnixConn, d Daemon, send func(Reply) erro
 	}
 }
 
-// permitted returns who asks, or [ErrDenied] if that is neither root nor the daemon's own user.
-func permitted(c *net.UnixConn) (uint32, error) {
-	uid, err := peer(c)
-	if err != nil {
-		return 0, err
+// trusted reports whether a user is root or the daemon's own.
+func trusted(uid uint32) bool { return uid == 0 || uid == uint32(os.Getuid()) }
+
+// permitted is nil, or [ErrDenied] for a user who may only look.
+func permitted(uid uint32) error {
+	if !trusted(uid) {
+		return fmt.Errorf("%w to user %d; root and user %d may, and on the message bus whom polkit lets", ErrDenied, uid, os.Getuid())
 	}
-	if uid != 0 && uid != uint32(os.Getuid()) {
-		return 0, fmt.Errorf("%w to user %d; root and user %d may, and on the message bus whom polkit lets", ErrDenied, uid, os.Getuid())
-	}
-	return uid, nil
+	return nil
 }
 
 // peer returns the user at the other end of the socket.
@@ -246,7 +296,7 @@ func peer(c *net.UnixConn) (uint32, error) {
 }
 
 // Call sends one request and gives each status that comes back to yield, until it returns false, the daemon ends the answer, or
-// ctx is done.
+// ctx is done. An answer that ends before it began is [ErrNoAnswer].
 func Call(ctx context.Context, path string, req Request, yield func(updater.Status) bool) error {
 	return call(ctx, path, req, func(r Reply) bool { return r.Status == nil || yield(*r.Status) })
 }
@@ -285,9 +335,8 @@ func call(ctx context.Context, path string, req Request, yield func(Reply) bool)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	if err := json.NewEncoder(c).Encode(req); err != nil {
-		return fmt.Errorf("asking flipsided: %w", err)
-	}
+	asked := json.NewEncoder(c).Encode(req) // a daemon that has no place for us has closed already, and said so
+	answered := false
 	lines := bufio.NewScanner(c)
 	lines.Buffer(nil, maxReply)
 	for lines.Scan() {
@@ -298,17 +347,24 @@ func call(ctx context.Context, path string, req Request, yield func(Reply) bool)
 		if r.Error != "" {
 			return &Refusal{text: r.Error, kind: kinds[r.Kind]}
 		}
+		answered = true
 		if !yield(r) {
 			return nil
 		}
 	}
-	if err := lines.Err(); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("reading the answer of flipsided: %w", err)
+	err = cmp.Or(asked, lines.Err())
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !answered && (err == nil || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)):
+		return ErrNoAnswer
+	case err != nil:
+		return fmt.Errorf("asking flipsided: %w", err)
 	}
-	return ctx.Err()
+	return nil
 }
 
-// Refusal is an error that the daemon answered with. It is one of [ErrDenied], [ErrBadCommand], updater.ErrNothing, updater.ErrUnderWay and
+// Refusal is an error that the daemon answered with. It is one of [ErrDenied], [ErrBusy], [ErrBadCommand], updater.ErrNothing, updater.ErrUnderWay and
 // updater.ErrBelowFloor, or none that has a name.
 type Refusal struct {
 	text string

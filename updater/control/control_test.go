@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,12 +10,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/updater"
 )
@@ -178,6 +181,89 @@ func TestGarbageIsAnsweredAndDoesNoHarm(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
+	}
+}
+
+// Other users, who may look, leave root and the daemon's own user their places, and each other some.
+func TestNobodyKeepsRootOut(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to be other users")
+	}
+	d := &daemon{}
+	path := serveTest(t, d)
+	for dir := filepath.Dir(path); dir != os.TempDir(); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const mallory, bob = 65534, 65533
+	for range 2 * maxClients {
+		dialAs(t, path, mallory, `{"method":"watch"}`) // and none of them hangs up
+	}
+	if line := dialAs(t, path, mallory, `{"method":"status"}`); !strings.Contains(line, `"kind":"busy"`) {
+		t.Errorf("a user with many clients is answered with %q", line)
+	}
+	if line := dialAs(t, path, bob, `{"method":"status"}`); !strings.Contains(line, `"status"`) {
+		t.Errorf("another user is answered with %q", line)
+	}
+	for range 2 * maxClients { // places are given back
+		if _, err := Do(t.Context(), path, Command{Action: Check}); err != nil {
+			t.Fatalf("root's order: %v", err)
+		}
+	}
+	for uid := range uint32(maxOthers) {
+		dialAs(t, path, 100000+uid, `{"method":"watch"}`)
+	}
+	if line := dialAs(t, path, bob, `{"method":"status"}`); !strings.Contains(line, `"kind":"busy"`) {
+		t.Errorf("with many clients of many users the next is answered with %q", line)
+	}
+	if _, err := Do(t.Context(), path, Command{Action: Check}); err != nil {
+		t.Errorf("root's order: %v", err)
+	}
+}
+
+// dialAs sends a request as another user and returns the first line of the answer. The connection stays until the test ends.
+func dialAs(t *testing.T, path string, uid uint32, request string) string {
+	t.Helper()
+	type dialled struct {
+		c   net.Conn
+		err error
+	}
+	done := make(chan dialled)
+	go func() {
+		runtime.LockOSThread() // and it ends with its thread, whose user it changes
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+			done <- dialled{nil, errno}
+			return
+		}
+		c, err := net.Dial("unix", path)
+		done <- dialled{c, err}
+	}()
+	got := <-done
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	t.Cleanup(func() { got.c.Close() })
+	fmt.Fprintln(got.c, request)
+	got.c.SetReadDeadline(time.Now().Add(time.Minute))
+	line, _ := bufio.NewReader(got.c).ReadString('\n')
+	return line
+}
+
+// A daemon that has no place for somebody says so also to one who has not yet sent the request.
+func TestBusyIsHeardInTime(t *testing.T) {
+	path := serveTest(t, &daemon{})
+	for range maxClients {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	for range 20 {
+		if _, err := Do(t.Context(), path, Command{Action: Check}); !errors.Is(err, ErrBusy) {
+			t.Fatalf("error = %v, want ErrBusy", err)
+		}
 	}
 }
 

@@ -181,7 +181,7 @@ func (m *machine) watch(ctx context.Context) {
 			}
 			return true
 		})
-		if err != nil && !errors.Is(err, control.ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) && ctx.Err() == nil {
+		if err != nil && !errors.Is(err, control.ErrNotRunning) && !errors.Is(err, control.ErrNoAnswer) && !errors.Is(err, fs.ErrNotExist) && ctx.Err() == nil {
 			m.log("%s: %v", m.name, err)
 		}
 		select {
