@@ -113,7 +113,9 @@ func OpenStore(cfg Config) (*Store, error) {
 	s.c, err = clientv3.New(clientv3.Config{
 		Endpoints: cfg.Endpoints, TLS: conf, Username: cfg.User, Password: cfg.Password,
 		DialTimeout: cfg.DialTimeout, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
-		RejectOldCluster: false, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{grpc.WithStatsHandler(connCounter{&s.conns})},
+		RejectOldCluster: false, Logger: zap.NewNop(),
+		// The environment's proxy is for what is fetched, from outside; the semaphore belongs to the cluster.
+		DialOptions: []grpc.DialOption{grpc.WithStatsHandler(connCounter{&s.conns}), grpc.WithNoProxy()},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening etcd at %s: %w", strings.Join(cfg.Endpoints, ", "), kind(err))

@@ -27,7 +27,7 @@ func NewLocksmith(cfg Config) (Predecessor, error) {
 		return nil, fmt.Errorf("opening etcd: %w", err)
 	}
 	tr := http.DefaultTransport.(*http.Transport).Clone()
-	tr.TLSClientConfig = conf
+	tr.TLSClientConfig, tr.Proxy = conf, nil
 	return v2{form: locksmith, cfg: cfg, http: &http.Client{Transport: tr, Timeout: cmp.Or(cfg.RequestTimeout, 10*time.Second)}}, nil
 }
 

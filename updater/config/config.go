@@ -59,7 +59,7 @@ type Update struct {
 	MinRate    Bytes    `toml:"min_rate"`    // per second; a download that is slower for a minute tries another connection; 0 never does
 	Quarantine Duration `toml:"quarantine"`  // a version that failed here is left alone for this long; doubles
 
-	Proxy      string   `toml:"proxy"`       // for everything that is fetched: http://, https:// or socks5://; "": as the environment says; "direct": none
+	Proxy      string   `toml:"proxy"`       // for what is fetched, not the semaphore or reboot.alerts: http://, https:// or socks5://; "": as the environment says; "direct": none
 	CA         []string `toml:"ca"`          // PEM files with authorities to trust besides the system's
 	CAOnly     bool     `toml:"ca_only"`     // trust only those
 	ClientCert string   `toml:"client_cert"` // PEM file of a certificate to show to servers

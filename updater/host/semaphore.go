@@ -72,7 +72,7 @@ func fleetLock(c config.Lock, tpm string) (lock.Semaphore, func() error, error) 
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert() }
 	}
 	tr := http.DefaultTransport.(*http.Transport).Clone()
-	tr.TLSClientConfig = conf
+	tr.TLSClientConfig, tr.Proxy = conf, nil // the environment's proxy is for what is fetched, from outside
 	f, err := fleetlock.New(c.FleetLock, fleetlock.Options{HTTP: &http.Client{Transport: tr}, Timeout: time.Duration(c.Timeout)})
 	if err != nil {
 		return nil, nil, fmt.Errorf("the semaphore: %w", err)
