@@ -264,7 +264,7 @@ func (p *Payload) readV2(data []byte) error {
 	names := map[string]bool{}
 	for i, mp := range m.Partitions {
 		name := mp.GetPartitionName()
-		if !validName(name) {
+		if !ValidName(name) {
 			return malformed("a partition is called %q", name)
 		}
 		if names[name] {
@@ -372,7 +372,8 @@ func newPartition(name string, old, info *metadata.PartitionInfo) (Partition, er
 	return p, nil
 }
 
-func validName(name string) bool {
+// ValidName reports whether a partition may have this name.
+func ValidName(name string) bool {
 	if name == "" || len(name) > 36 {
 		return false
 	}

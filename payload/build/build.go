@@ -188,6 +188,9 @@ func (s *Spec) check() error {
 	if len(s.Images) == 0 {
 		return errors.New("no image given")
 	}
+	if s.MaxTimestamp < 0 {
+		return fmt.Errorf("the number of the release is %d, want one from 1 on, or 0 for none", s.MaxTimestamp)
+	}
 	switch s.Major {
 	case 0:
 		s.Major = 2
@@ -220,13 +223,21 @@ func (s *Spec) check() error {
 			return fmt.Errorf("image %q is given twice", img.Name)
 		}
 		seen[img.Name] = true
-		if img.Size <= 0 || img.Size%blockSize != 0 && (s.Major != 1 || img.Name == "usr") {
+		switch {
+		case !payload.ValidName(img.Name):
+			return fmt.Errorf("an image is called %q: want at most 36 small letters, digits, _ and -", img.Name)
+		case img.Size <= 0:
+			return fmt.Errorf("image %q is empty", img.Name)
+		case img.Old != nil && img.Old.Size <= 0:
+			return fmt.Errorf("the old image %q is empty", img.Name)
+		}
+		if img.Size%blockSize != 0 && (s.Major != 1 || img.Name == "usr") {
 			return fmt.Errorf("image %q has %d bytes, want a multiple of %d: fill the file up with: truncate -s %%%d FILE", img.Name, img.Size, blockSize, blockSize)
 		}
-		if img.Old != nil && (img.Old.Size <= 0 || img.Old.Size%blockSize != 0 || img.Size%blockSize != 0) {
+		if img.Old != nil && (img.Old.Size%blockSize != 0 || img.Size%blockSize != 0) {
 			return fmt.Errorf("the old image %q has %d bytes, want a multiple of %d: fill the file up with: truncate -s %%%d FILE", img.Name, img.Old.Size, blockSize, blockSize)
 		}
-		if max(img.Size, 1) > maxImage || img.Old != nil && img.Old.Size > maxImage {
+		if img.Size > maxImage || img.Old != nil && img.Old.Size > maxImage {
 			return fmt.Errorf("image %q has more than %d bytes", img.Name, int64(maxImage))
 		}
 		if s.Major == 1 {

@@ -93,7 +93,9 @@ func TestRefusals(t *testing.T) {
 		{"no key", build.Spec{Images: []build.Image{image(4096)}}, "no key given"},
 		{"no image", build.Spec{Keys: []crypto.Signer{key}}, "no image"},
 		{"not whole blocks", build.Spec{Images: []build.Image{{Name: "usr", Data: bytes.NewReader(make([]byte, 100)), Size: 100}}, Keys: []crypto.Signer{key}}, "multiple of 4096"},
-		{"empty", build.Spec{Images: []build.Image{{Name: "usr", Data: bytes.NewReader(nil)}}, Keys: []crypto.Signer{key}}, "multiple of 4096"},
+		{"empty", build.Spec{Images: []build.Image{{Name: "usr", Data: bytes.NewReader(nil)}}, Keys: []crypto.Signer{key}}, `image "usr" is empty`},
+		{"no name", build.Spec{Images: []build.Image{{Data: bytes.NewReader(make([]byte, 4096)), Size: 4096}}, Keys: []crypto.Signer{key}}, `an image is called ""`},
+		{"negative number", build.Spec{Images: []build.Image{image(4096)}, Keys: []crypto.Signer{key}, MaxTimestamp: -5}, "number of the release is -5"},
 		{"unknown compression", build.Spec{Images: []build.Image{image(4096)}, Compression: "rar", Keys: []crypto.Signer{key}}, `"rar"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -101,6 +103,11 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("error = %v, want one with %q", err, tt.want)
 			}
 		})
+	}
+	onEmpty := image(4096)
+	onEmpty.Old = &build.Image{Name: "usr", Data: bytes.NewReader(nil)}
+	if _, err := build.Create(t.Context(), io.Discard, build.Spec{Images: []build.Image{onEmpty}, Keys: []crypto.Signer{key}}); err == nil || !strings.Contains(err.Error(), `old image "usr" is empty`) {
+		t.Errorf("a delta from an empty image: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
