@@ -179,15 +179,27 @@ func (a *app) configEdit() *cobra.Command {
 		Short: "edit the configuration, and put it in place only if it is right",
 		Args:  cobra.NoArgs,
 		Long: `Edit opens a copy of the file in $VISUAL or $EDITOR. When the editor ends, the copy is checked together with all other files; only if it
-is right it replaces the file, whole; what is not right is kept in a temporary file that the error names. A daemon that runs is told to read it.`,
+is right it replaces the file, whole, with the owner and the permissions that it had; what is not right is kept in a temporary file that the error
+names. A daemon that runs goes on with what it has read before "flipside config reload".`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path := a.config
 			if path == "" {
 				path = config.DefaultPath
 			}
-			old, err := os.ReadFile(path)
+			file, err := filepath.EvalSymlinks(path) // it is not the link that is edited
+			if _, lerr := os.Lstat(path); errors.Is(lerr, fs.ErrNotExist) {
+				file, err = path, nil
+			}
+			if err != nil {
+				return fmt.Errorf("reading the configuration: %w", err)
+			}
+			old, err := os.ReadFile(file)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("reading the configuration: %w", err)
+			}
+			mode := fs.FileMode(0o644)
+			if info, err := os.Stat(file); err == nil {
+				mode = info.Mode().Perm()
 			}
 			dir, err := os.MkdirTemp("", "flipside-config")
 			if err != nil {
@@ -214,14 +226,11 @@ is right it replaces the file, whole; what is not right is kept in a temporary f
 			if err := config.Check(a.config, path, text); err != nil {
 				return kept(err)
 			}
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 				return kept(fmt.Errorf("saving the configuration: %w", err))
 			}
-			if err := atomicfile.Write(atomicfile.OS(filepath.Dir(path)), filepath.Base(path), text); err != nil {
+			if err := atomicfile.WriteFile(file, text, mode); err != nil {
 				return kept(fmt.Errorf("saving the configuration: %w", err))
-			}
-			if err := os.Chmod(path, 0o644); err != nil {
-				return fmt.Errorf("saving the configuration: %w", err)
 			}
 			fmt.Fprintf(a.stdout, "%s is in place; \"flipside config reload\" makes flipsided read it\n", path)
 			return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/flipside-linux/flipside/partition/atomicfile"
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/updater/trust"
 )
@@ -270,7 +271,10 @@ func (a *app) applyPayload(ctx context.Context, what string, p *payload.Payload,
 		if o.final == "" {
 			continue
 		}
-		if err := errors.Join(o.file.Truncate(q.Size), o.file.Chmod(0o644), o.file.Sync(), os.Rename(o.file.Name(), o.final)); err != nil {
+		if err := o.file.Truncate(q.Size); err != nil {
+			return fmt.Errorf("finishing partition %q: %w", q.Name, err)
+		}
+		if err := atomicfile.Place(o.file, o.final, 0o644); err != nil {
 			return fmt.Errorf("finishing partition %q: %w", q.Name, err)
 		}
 	}

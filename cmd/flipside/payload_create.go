@@ -21,6 +21,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/flipside-linux/flipside/partition/atomicfile"
 	"github.com/flipside-linux/flipside/payload/build"
 	"github.com/flipside-linux/flipside/updater/trust"
 )
@@ -267,14 +268,14 @@ func writePayload(out string, force bool, make func(io.Writer) (build.Result, er
 	if err != nil {
 		return build.Result{}, err
 	}
-	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync(), os.Rename(tmp.Name(), out)); err != nil {
-		return build.Result{}, fmt.Errorf("finishing %s: %w", out, err)
+	if err := atomicfile.Place(tmp, out, 0o644); err != nil {
+		return build.Result{}, err
 	}
 	data, err := json.MarshalIndent(propertiesOf(out, res), "", "  ")
 	if err != nil {
 		return build.Result{}, err
 	}
-	return res, os.WriteFile(out+".json", append(data, '\n'), 0o644)
+	return res, atomicfile.WriteFile(out+".json", append(data, '\n'), 0o644)
 }
 
 // properties are what a release server wants to know of a payload file.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 )
 
@@ -309,5 +310,53 @@ func TestOthersInTheDirectory(t *testing.T) {
 				t.Errorf("%s: %s holds %q, %v", what, name, data, err)
 			}
 		}
+	}
+}
+
+// What cannot be flushed replaces nothing.
+func TestPlaceOneAfterTheOther(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "payload")
+	if err := os.WriteFile(path, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	broken, err := os.CreateTemp(dir, ".new-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken.Close()
+	if err := Place(broken, path, 0o644); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Place = %v, want what was wrong with the file", err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "old" {
+		t.Errorf("the old file holds %q, %v", got, err)
+	}
+}
+
+// A file that is replaced has its new mode from the start, and the owner that it had.
+func TestWriteFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	owner := os.Getuid()
+	if owner == 0 {
+		owner = 65534
+	}
+	for i, mode := range []os.FileMode{0o640, 0o644, 0o600} {
+		if err := WriteFile(path, []byte{byte(i)}, mode); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid := int(info.Sys().(*syscall.Stat_t).Uid)
+		if got, err := os.ReadFile(path); err != nil || len(got) != 1 || got[0] != byte(i) || info.Mode() != mode || i > 0 && uid != owner {
+			t.Errorf("it holds %q with mode %v of user %d, %v; want mode %v of user %d", got, info.Mode(), uid, err, mode, owner)
+		}
+		if err := os.Chown(path, owner, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if names, err := os.ReadDir(filepath.Dir(path)); err != nil || len(names) != 1 {
+		t.Errorf("left behind: %v, %v", names, err)
 	}
 }

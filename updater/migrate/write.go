@@ -29,14 +29,10 @@ func (p *Plan) Write() ([]string, error) {
 		if err != nil {
 			return written, fmt.Errorf("writing %s: %w", f.Path, err)
 		}
-		dir, name := filepath.Split(path)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return written, fmt.Errorf("writing %s: %w", f.Path, err)
 		}
-		if err := atomicfile.Write(atomicfile.OS(dir), name, []byte(f.content)); err != nil {
-			return written, fmt.Errorf("writing %s: %w", f.Path, err)
-		}
-		if err := os.Chmod(path, f.perm); err != nil {
+		if err := atomicfile.WriteFile(path, []byte(f.content), f.perm); err != nil {
 			return written, fmt.Errorf("writing %s: %w", f.Path, err)
 		}
 		f.State = Done
