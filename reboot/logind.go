@@ -104,7 +104,7 @@ func (l Logind) Reboot(ctx context.Context, reason string) error {
 		return nil
 	case call.Err() != nil: // also closes the connection, which must not be taken for a machine that goes down
 		return fmt.Errorf("asking logind to reboot: it has not answered: %w", call.Err())
-	case lost(conn, err):
+	case lost(conn, err) && !staysUp(call, conn):
 		return nil
 	}
 	if refused(err) {
@@ -124,6 +124,15 @@ func (l Logind) Reboot(ctx context.Context, reason string) error {
 func lost(conn *dbus.Conn, err error) bool {
 	return errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
 		!conn.Connected() || named(err, "org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected")
+}
+
+// staysUp reports whether logind says that the machine does not go down. One that crashed leaves its caller without an answer, too, and is soon back; one that cannot
+// be asked goes down with the machine.
+func staysUp(ctx context.Context, conn *dbus.Conn) bool {
+	var v dbus.Variant
+	err := conn.Object(login1, login1Path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, login1Iface, "PreparingForShutdown").Store(&v)
+	down, ok := v.Value().(bool)
+	return err == nil && ok && !down
 }
 
 func refused(err error) bool {

@@ -175,6 +175,30 @@ func TestLogindLostReplyIsSuccess(t *testing.T) {
 	}
 }
 
+// A logind that crashes leaves no answer either; the next one knows whether the machine goes down.
+func TestLogindCrashIsNoReboot(t *testing.T) {
+	startBus(t)
+	f := &fakeLogin1{answer: dbus.NewError("org.freedesktop.DBus.Error.NoReply", []any{"Message recipient disconnected from message bus without replying"})}
+	f.export(t)
+	if err := (Logind{}).Reboot(t.Context(), "test"); err != nil {
+		t.Errorf("Reboot = %v where nobody can say whether it goes down, want success", err)
+	}
+	for _, down := range []bool{false, true} {
+		if err := f.conn.Export(properties{"PreparingForShutdown": down}, login1Path, "org.freedesktop.DBus.Properties"); err != nil {
+			t.Fatal(err)
+		}
+		if err := (Logind{}).Reboot(t.Context(), "test"); (err == nil) != down {
+			t.Errorf("Reboot = %v where the machine goes down: %t", err, down)
+		}
+	}
+}
+
+type properties map[string]bool
+
+func (p properties) Get(_, name string) (dbus.Variant, *dbus.Error) {
+	return dbus.MakeVariant(p[name]), nil
+}
+
 func TestLogindAway(t *testing.T) {
 	stop := startBus(t)
 	if err := (Logind{Timeout: 5 * time.Second}).Reboot(t.Context(), "test"); err == nil {
