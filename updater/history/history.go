@@ -70,10 +70,11 @@ type Log struct {
 
 	unsafe bool // nothing is flushed: for tests that look at what is written, not at when
 
-	mu   sync.Mutex
-	f    *os.File
-	size int64
-	seq  uint64
+	mu     sync.Mutex
+	f      *os.File // nil while there is none: closed, or the disk was full as a new one was begun
+	closed bool
+	size   int64
+	seq    uint64
 }
 
 // Open opens the history in dir for writing, and makes it if there is none. max bounds its size in bytes; 0 is [DefaultMax].
@@ -126,8 +127,13 @@ func (l *Log) begin() error {
 func (l *Log) Append(r Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.f == nil {
+	if l.closed {
 		return fmt.Errorf("adding to the history: %w", fs.ErrClosed)
+	}
+	if l.f == nil {
+		if err := l.begin(); err != nil {
+			return err
+		}
 	}
 	r.Seq = l.seq + 1
 	line, err := encode(r)
@@ -173,6 +179,7 @@ func (l *Log) turn() error {
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	if l.f == nil {
 		return nil
 	}

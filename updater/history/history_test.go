@@ -263,3 +263,44 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// A history that could not begin a new file, as on a full disk, goes on when there is room again.
+func TestGoesOnAfterAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	l, err := open(&Log{dir: dir, max: 2000, unsafe: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	add := func(i int) error {
+		return l.Append(Record{Time: at.Add(time.Duration(i) * time.Second), Boot: "b1", Kind: "note", Text: fmt.Sprintf("number %d", i)})
+	}
+	if err := add(1); err != nil {
+		t.Fatal(err)
+	}
+	// No file can be made: the one that is written is moved away already, and in its place is what cannot be opened.
+	if err := os.Rename(filepath.Join(dir, current), filepath.Join(dir, previous)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, current), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l.f.Close()
+	l.f = nil
+	if err := add(2); err == nil {
+		t.Fatal("a record was added to no file")
+	}
+	if err := os.Remove(filepath.Join(dir, current)); err != nil {
+		t.Fatal(err)
+	}
+	if err := add(3); err != nil {
+		t.Error(err)
+	}
+	if records, damage := read(t, dir); len(records) != 2 || len(damage) != 0 || records[1].Text != "number 3" {
+		t.Errorf("%+v, damage %v", records, damage)
+	}
+	l.Close()
+	if err := add(4); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
