@@ -283,6 +283,7 @@ func TestOlderStatus(t *testing.T) {
 		{updater.Status{Phase: updater.Applying, Update: up, Progress: &updater.Progress{Done: 10, Total: 10}}, Older{0, 0, statusFinalizing, "2.0.0", 10}},
 		{updater.Status{Phase: updater.Armed, Update: up}, Older{0, 0, statusNeedReboot, "2.0.0", 10}},
 		{updater.Status{Phase: updater.Rebooting, Update: up}, Older{0, 0, statusNeedReboot, "2.0.0", 10}},
+		{updater.Status{Phase: updater.Trial, Update: up}, Older{0, 0, statusIdle, "0.0.0", 0}},
 		{updater.Status{Phase: updater.Failing, Update: up}, Older{0, 0, statusReporting, "2.0.0", 10}},
 	} {
 		if got := OlderStatus(tt.st); got != tt.want {

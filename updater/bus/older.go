@@ -45,7 +45,7 @@ func OlderStatus(st updater.Status) Older {
 	if !st.LastCheck.IsZero() {
 		o.LastChecked = st.LastCheck.Unix()
 	}
-	if u := st.Update; u != nil {
+	if u := st.Update; u != nil && st.Phase != updater.Trial { // on trial it runs already, which is nothing new
 		o.NewVersion, o.NewSize = u.Version, u.Size
 	}
 	switch st.Phase {
