@@ -52,6 +52,7 @@ type Core struct {
 
 	busy         bool // an effect that reports back is under way
 	checkDue     time.Time
+	wedged       int // answers in a row by which this host is mid-update
 	gatesDue     time.Time
 	gatesAsked   time.Time
 	gatesAgain   time.Time // when the gates are due again once they have answered: something changed while they were asked
@@ -497,19 +498,25 @@ func (s *steps) wish(d time.Duration) time.Duration {
 	return min(max(d, s.c.Timing.Interval/2), max(omaha.MaxPoll, s.c.Timing.Interval))
 }
 
+// checkAgain plans the check after n in a row that were of no use, and never earlier than the server asks for.
+func (s *steps) checkAgain(n int, retry time.Duration) {
+	c := s.c
+	s.checkIn(s.backoff(n))
+	if wish := s.wish(retry); retry > 0 && s.now.Add(wish).After(c.checkDue) {
+		c.checkDue = s.now.Add(wish)
+		if c.Rand != nil { // not all hosts at the same moment
+			c.checkDue = c.checkDue.Add(time.Duration(c.Rand() * c.Timing.Jitter * float64(wish)))
+		}
+	}
+}
+
 func (s *steps) answered(ev Answered) {
 	c := s.c
 	st := &c.State
 	st.LastCheck = s.now
 	if ev.Err != nil {
 		st.CheckFails++
-		s.checkIn(s.backoff(st.CheckFails))
-		if wish := s.wish(ev.Retry); ev.Retry > 0 && s.now.Add(wish).After(c.checkDue) {
-			c.checkDue = s.now.Add(wish) // never earlier than asked for, and not all hosts at the same moment
-			if c.Rand != nil {
-				c.checkDue = c.checkDue.Add(time.Duration(c.Rand() * c.Timing.Jitter * float64(wish)))
-			}
-		}
+		s.checkAgain(st.CheckFails, ev.Retry)
 		s.failed(CheckFailed, fmt.Errorf("checking for an update: %w", ev.Err))
 		s.do(Save{})
 		s.wake()
@@ -517,13 +524,16 @@ func (s *steps) answered(ev Answered) {
 	}
 	st.CheckFails = 0
 	st.Unwedge = ev.Wedged
-	wait := c.Timing.Interval
-	if ev.Retry > 0 {
-		wait = s.wish(ev.Retry)
-	}
-	s.checkIn(wait)
 	if ev.Wedged {
-		s.checkIn(c.Timing.MinRetry)
+		c.wedged++
+		s.checkAgain(c.wedged, ev.Retry)
+	} else {
+		c.wedged = 0
+		wait := c.Timing.Interval
+		if ev.Retry > 0 {
+			wait = s.wish(ev.Retry)
+		}
+		s.checkIn(wait)
 	}
 	switch u := st.Update; {
 	case ev.Offer == nil:

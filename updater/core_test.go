@@ -225,6 +225,37 @@ func wakesInVain(c *Core) error {
 	return nil
 }
 
+// A server that goes on saying that this host is mid-update is asked less and less often, and never earlier than it wants.
+func TestWedgedBacksOff(t *testing.T) {
+	now := time.Date(2026, 12, 1, 4, 0, 0, 0, time.UTC)
+	c := &Core{Timing: DefaultTiming()}
+	c.Step(now, Start{facts(t, "boot=b1 run=USR-A other=USR-B version=1.0.0 USR-A=1/0/1 USR-B=0/0/0")})
+	c.Step(now, VerdictTaken{})
+	ask := func(retry time.Duration) time.Duration {
+		now = c.NextCheck()
+		c.Step(now, Wake{})
+		c.Step(now, Answered{Reason: "an update is under way", Wedged: true, Retry: retry})
+		return c.NextCheck().Sub(now)
+	}
+	last := time.Duration(0)
+	for range 4 {
+		wait := ask(0)
+		if wait <= last || wait > c.Timing.Interval {
+			t.Errorf("the next check is in %v, after one in %v", wait, last)
+		}
+		last = wait
+	}
+	if wait := ask(6 * time.Hour); wait != 6*time.Hour {
+		t.Errorf("the next check is in %v, and the server wants 6h", wait)
+	}
+	now = c.NextCheck()
+	c.Step(now, Wake{})
+	c.Step(now, Answered{Reason: "up to date"})
+	if wait := ask(0); wait != c.Timing.MinRetry {
+		t.Errorf("after a sound answer the next check is in %v, want %v", wait, c.Timing.MinRetry)
+	}
+}
+
 func effectText(c *Core, e Effect) string {
 	switch e := e.(type) {
 	case Note:
