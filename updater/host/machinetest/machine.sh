@@ -25,6 +25,7 @@ if [ ! -e etc/machine-made ]; then
   touch etc/machine-made; printf %s "$N" | md5sum | cut -c1-32 >etc/machine-id; echo "$N" >etc/hostname; echo "127.0.0.1 localhost $N" >etc/hosts
   rm -rf etc/systemd/system/*.wants lib/systemd/system/multi-user.target.wants/getty.target usr/lib/systemd/system/multi-user.target.wants/getty.target
   mkdir -p var/log/journal
+  ln -s /dev/null etc/systemd/system/systemd-sysctl.service # what it sets is not the machine's alone
 fi
 # What the slot holds is what the boot loader found there.
 cp mnt/os-release usr/lib/os-release; mkdir -p usr/lib/flipside/flipside.toml.d; cp mnt/slot.toml usr/lib/flipside/flipside.toml.d/10-slot.toml
