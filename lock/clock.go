@@ -1,24 +1,24 @@
 package lock
 
 import (
+	"fmt"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// synchronised reports whether this machine's clock was set by something that knows the time, such as an NTP client, and not long ago. The kernel says so; where it may not be
-// asked, as in a unit with ProtectClock=, what systemd-timesyncd leaves when it has set the clock since the boot. If nobody says so, it was not.
-func synchronised() bool {
+// Synchronised reports whether this machine's clock was set by something that knows the time, such as an NTP client, and not long ago: the kernel says so. Where it may not be
+// asked, as in a unit with ProtectClock=, that is the error, and the answer is whether systemd-timesyncd has set the clock since the boot.
+func Synchronised() (bool, error) {
 	// What the flag STA_UNSYNC says depends on who keeps the hardware clock; the error does not. 16 s is the kernel's word for unknown.
 	const unknown = 16 * time.Second
 	var t unix.Timex
-	_, err := unix.Adjtimex(&t)
-	if err != nil {
-		_, err = os.Stat("/run/systemd/timesync/synchronized")
-		return err == nil
+	if _, err := unix.Adjtimex(&t); err != nil {
+		_, none := os.Stat("/run/systemd/timesync/synchronized")
+		return none == nil, fmt.Errorf("asking the kernel whether the clock is set: %w", err)
 	}
-	return time.Duration(t.Maxerror)*time.Microsecond < unknown
+	return time.Duration(t.Maxerror)*time.Microsecond < unknown, nil
 }
 
 // watched is a phase of a holder as this keeper has seen it.

@@ -58,7 +58,7 @@ const maxAsked = 10000
 // On returns the semaphore that a store keeps. Closing it closes the store.
 func On(store Store, opt Options) *Keeper {
 	if opt.Synchronised == nil {
-		opt.Synchronised = synchronised
+		opt.Synchronised = func() bool { is, _ := Synchronised(); return is }
 		if opt.Now != nil {
 			opt.Synchronised = func() bool { return true }
 		}

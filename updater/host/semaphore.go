@@ -11,6 +11,7 @@ import (
 	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/lock/etcd"
 	"github.com/flipside-linux/flipside/lock/fleetlock"
+	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/trust"
 )
@@ -34,7 +35,7 @@ func semaphore(c config.Lock, tpm string) (lock.Semaphore, func() error, error) 
 	if err != nil {
 		return nil, nil, fmt.Errorf("the semaphore: %w", err)
 	}
-	var opt lock.Options
+	opt := lock.Options{Synchronised: new(reboot.Clock).Synchronised}
 	if c.Signer != "" {
 		if opt.Signer, err = trust.Signer(c.Signer, tpm); err != nil {
 			return nil, nil, fmt.Errorf("the semaphore: lock.signer: %w", err)
