@@ -324,9 +324,29 @@ func Plan(ctx context.Context, path, channel string) (p updater.Plan, err error)
 	return p, err
 }
 
-func call(ctx context.Context, path string, req Request, yield func(Reply) bool) error {
+// reloading is how long a daemon that reads its configuration again may be without its socket.
+const reloading = 2 * time.Second
+
+func dial(ctx context.Context, path string) (net.Conn, error) {
 	var nd net.Dialer
-	c, err := nd.DialContext(ctx, "unix", path)
+	for end := time.Now().Add(reloading); ; {
+		c, err := nd.DialContext(ctx, "unix", path)
+		if !errors.Is(err, os.ErrNotExist) || time.Now().After(end) {
+			return c, err
+		}
+		if _, gone := os.Stat(filepath.Dir(path)); gone != nil { // a service that was stopped takes its directory with it
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func call(ctx context.Context, path string, req Request, yield func(Reply) bool) error {
+	c, err := dial(ctx, path)
 	if err != nil {
 		if errors.Is(err, os.ErrPermission) {
 			return fmt.Errorf("%w: %w", ErrDenied, err)

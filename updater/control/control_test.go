@@ -292,3 +292,27 @@ func TestNobodyListens(t *testing.T) {
 		l2.Close()
 	}
 }
+
+// A daemon that reads its configuration again has no socket for a moment.
+func TestWhileTheDaemonReloads(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	d := &daemon{}
+	d.set("up to date")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		l, err := Listen(path)
+		if err == nil {
+			err = Serve(ctx, l, d, slog.New(slog.DiscardHandler))
+		}
+		done <- err
+	}()
+	if err := Call(t.Context(), path, Request{Method: "status"}, func(updater.Status) bool { return true }); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
