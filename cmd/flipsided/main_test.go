@@ -316,9 +316,21 @@ func TestTheProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Process.Signal(syscall.SIGHUP)
-	until(t, "it started anew with the good configuration", func() bool { return started() == 2 })
-	until(t, "it answers again", func() bool {
-		return status(socket, func(st updater.Status) bool { return st.Schema != "" })
+	asks := 0
+	until(t, "it started anew with the good configuration", func() bool {
+		for range 10 { // whoever asks on the way waits, and nobody finds it gone
+			err := control.Call(t.Context(), socket, control.Request{Method: "status"}, func(st updater.Status) bool {
+				if st.Version != "1.0.0" {
+					t.Errorf("the status during a reload is that of version %q", st.Version)
+				}
+				return true
+			})
+			if err != nil {
+				t.Fatalf("asked during a reload, %d times before: %v", asks, err)
+			}
+			asks++
+		}
+		return started() == 2
 	})
 
 	cmd.Process.Signal(os.Interrupt)

@@ -78,10 +78,18 @@ const (
 	maxOther   = 4  // of one of them
 	// patience bounds how long a client may take to send its request or to take a line.
 	patience = 10 * time.Second
+	// asking is how long a client has for its request once the daemon ends.
+	asking = 100 * time.Millisecond
 )
 
-// Listen makes the socket at path, replacing one that nobody listens on.
-func Listen(path string) (*net.UnixListener, error) {
+// Listener is the control socket. It outlives the daemons that answer on it one after another: who calls between two of them is answered by the second.
+type Listener struct {
+	path string
+	unix *net.UnixListener
+}
+
+// Listen makes the socket at path, replacing one that nobody listens on. It comes into its place when it can be called.
+func Listen(path string) (*Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("making the control socket: %w", err)
 	}
@@ -89,31 +97,52 @@ func Listen(path string) (*net.UnixListener, error) {
 		c.Close()
 		return nil, fmt.Errorf("making the control socket: another flipsided listens on %s", path)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	making := path + ".new"
+	if err := os.Remove(making); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("making the control socket: %w", err)
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: making, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("making the control socket: %w", err)
 	}
-	if err := os.Chmod(path, 0o666); err != nil {
+	if err := cmp.Or(os.Chmod(making, 0o666), os.Rename(making, path)); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("making the control socket: %w", err)
 	}
-	return l, nil
+	l.SetUnlinkOnClose(false)
+	return &Listener{path, l}, nil
 }
 
-// Serve answers clients until ctx is done.
-func Serve(ctx context.Context, l *net.UnixListener, d Daemon, log *slog.Logger) error {
+// Path is where the socket is.
+func (l *Listener) Path() string { return l.path }
+
+// Close takes the socket away.
+func (l *Listener) Close() error {
+	err := os.Remove(l.path)
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, l.unix.Close())
+}
+
+// Serve answers clients until ctx is done. The socket stays: whoever calls then waits for the next Serve.
+func Serve(ctx context.Context, l *Listener, d Daemon, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
+	if err := l.unix.SetDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	interrupted := make(chan struct{})
+	defer func() { cancel(); <-interrupted }() // before another Serve lifts the deadline
+	context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		l.unix.SetDeadline(time.Now())
+	})
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	places := places{of: map[uint32]int{}}
 	for {
-		c, err := l.AcceptUnix()
+		c, err := l.unix.AcceptUnix()
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -135,8 +164,8 @@ func Serve(ctx context.Context, l *net.UnixListener, d Daemon, log *slog.Logger)
 		wg.Go(func() {
 			defer c.Close()
 			defer places.free(uid) // before the client can see the end
-			// Whoever has asked already gets an answer, also to the order that ends this; who has not is not waited for.
-			defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Now()) })()
+			// Whoever has asked already gets an answer, also to the order that ends this, and who is about to ask; who says nothing is not waited for.
+			defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Now().Add(asking)) })()
 			if err := serve(ctx, c, uid, d); err != nil {
 				log.Debug("control client", "error", err)
 			}
@@ -197,7 +226,7 @@ func serve(ctx context.Context, c *net.UnixConn, uid uint32, d Daemon) error {
 	}
 	switch req.Method {
 	case "status":
-		st, _ := d.Status(ctx)
+		st := status(ctx, d)
 		return send(Reply{Status: &st})
 	case "watch":
 		return watch(ctx, c, d, send)
@@ -228,6 +257,23 @@ func serve(ctx context.Context, c *net.UnixConn, uid uint32, d Daemon) error {
 		return send(Reply{Status: &st})
 	}
 	return send(failure(fmt.Errorf("%w: unknown method %q", ErrBadCommand, req.Method)))
+}
+
+// status is what d has to say once it has looked at the host, which one that has just started has still to do.
+func status(ctx context.Context, d Daemon) updater.Status {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		st, changed := d.Status(ctx)
+		if st.Schema != "" {
+			return st
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return st
+		}
+	}
 }
 
 // watch sends a status for each change until the client hangs up or ctx is done.
@@ -324,29 +370,9 @@ func Plan(ctx context.Context, path, channel string) (p updater.Plan, err error)
 	return p, err
 }
 
-// reloading is how long a daemon that reads its configuration again may be without its socket.
-const reloading = 2 * time.Second
-
-func dial(ctx context.Context, path string) (net.Conn, error) {
-	var nd net.Dialer
-	for end := time.Now().Add(reloading); ; {
-		c, err := nd.DialContext(ctx, "unix", path)
-		if !errors.Is(err, os.ErrNotExist) || time.Now().After(end) {
-			return c, err
-		}
-		if _, gone := os.Stat(filepath.Dir(path)); gone != nil { // a service that was stopped takes its directory with it
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-}
-
 func call(ctx context.Context, path string, req Request, yield func(Reply) bool) error {
-	c, err := dial(ctx, path)
+	var nd net.Dialer
+	c, err := nd.DialContext(ctx, "unix", path)
 	if err != nil {
 		if errors.Is(err, os.ErrPermission) {
 			return fmt.Errorf("%w: %w", ErrDenied, err)

@@ -29,6 +29,8 @@ type daemon struct {
 	changed chan struct{}
 	did     []Command
 	refuse  error
+
+	starting bool // it has not looked at the host yet
 }
 
 func (d *daemon) Status(context.Context) (updater.Status, <-chan struct{}) {
@@ -37,7 +39,11 @@ func (d *daemon) Status(context.Context) (updater.Status, <-chan struct{}) {
 	if d.changed == nil {
 		d.changed = make(chan struct{})
 	}
-	return d.st, d.changed
+	st := d.st
+	if !d.starting {
+		st.Schema = "flipside.status/v1"
+	}
+	return st, d.changed
 }
 
 func (d *daemon) Do(_ context.Context, by string, c Command) error {
@@ -54,7 +60,7 @@ func (d *daemon) Plan(_ context.Context, channel string) (updater.Plan, error) {
 func (d *daemon) set(why string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.st.Why = why
+	d.st.Why, d.starting = why, false
 	if d.changed != nil {
 		close(d.changed)
 	}
@@ -293,26 +299,41 @@ func TestNobodyListens(t *testing.T) {
 	}
 }
 
-// A daemon that reads its configuration again has no socket for a moment.
+// While a daemon reads its configuration again nobody answers for a moment: who asks then waits, and is answered by the next engine.
 func TestWhileTheDaemonReloads(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "control.sock")
-	d := &daemon{}
-	d.set("up to date")
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() {
-		time.Sleep(100 * time.Millisecond)
-		l, err := Listen(path)
-		if err == nil {
-			err = Serve(ctx, l, d, slog.New(slog.DiscardHandler))
+	l, err := Listen(filepath.Join(t.TempDir(), "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, why := range []string{"before the reload", "after it"} {
+		asked := make(chan error, 1)
+		got := ""
+		call := func() {
+			asked <- Call(t.Context(), l.Path(), Request{Method: "status"}, func(st updater.Status) bool { got = st.Why; return true })
 		}
-		done <- err
-	}()
-	if err := Call(t.Context(), path, Request{Method: "status"}, func(updater.Status) bool { return true }); err != nil {
+		c, err := net.Dial("unix", l.Path()) // the socket takes calls, though nobody serves it
+		if err != nil {
+			t.Fatalf("call %d: %v", i, err)
+		}
+		c.Close()
+		go call()
+		d := &daemon{starting: true}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- Serve(ctx, l, d, slog.New(slog.DiscardHandler)) }()
+		time.AfterFunc(10*time.Millisecond, func() { d.set(why) }) // it looks at the host first
+		if err := <-asked; err != nil || got != why {
+			t.Errorf("call %d = %q, %v; want %q", i, got, err, why)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
+	if err := Call(t.Context(), l.Path(), Request{Method: "status"}, nil); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("error = %v after the socket was closed, want ErrNotRunning", err)
 	}
 }

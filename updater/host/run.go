@@ -49,6 +49,8 @@ func Serve(ctx context.Context, opt Options, reload <-chan struct{}, log *slog.L
 		default:
 		}
 	}
+	var calls socket
+	defer calls.close()
 	var last *config.Config // what ran before the reload
 	for {
 		run, stop := context.WithCancel(ctx)
@@ -74,7 +76,7 @@ func Serve(ctx context.Context, opt Options, reload <-chan struct{}, log *slog.L
 				return
 			}
 		}()
-		err := runUntil(run, c, opt, log, ready, ask)
+		err := runUntil(run, c, opt, &calls, log, ready, ask)
 		stop()
 		select {
 		case n := <-next:
@@ -105,11 +107,35 @@ func Serve(ctx context.Context, opt Options, reload <-chan struct{}, log *slog.L
 // process to end.
 func Run(ctx context.Context, c config.Config, log *slog.Logger) error {
 	start := writer.InProcess(func() (config.Config, error) { return c, nil }, log)
-	return runUntil(ctx, c, Options{Start: start, Manager: tellManager}, log, make(chan struct{}), nil)
+	var calls socket
+	defer calls.close()
+	return runUntil(ctx, c, Options{Start: start, Manager: tellManager}, &calls, log, make(chan struct{}), nil)
+}
+
+// socket is the control socket, which is kept over a reload so that nobody finds the daemon gone.
+type socket struct{ *control.Listener }
+
+func (s *socket) at(path string) (*control.Listener, error) {
+	if s.Listener != nil && s.Path() == path {
+		return s.Listener, nil
+	}
+	l, err := control.Listen(path)
+	if err != nil {
+		return nil, err
+	}
+	s.close()
+	s.Listener = l
+	return l, nil
+}
+
+func (s *socket) close() {
+	if s.Listener != nil {
+		s.Close()
+	}
 }
 
 // runUntil closes ready once the engine works. With opt.Load and reload an operator may have the configuration read again.
-func runUntil(ctx context.Context, c config.Config, opt Options, log *slog.Logger, ready chan<- struct{}, reload func()) (err error) {
+func runUntil(ctx context.Context, c config.Config, opt Options, calls *socket, log *slog.Logger, ready chan<- struct{}, reload func()) (err error) {
 	e, goal, closer, err := assemble(c, opt, log)
 	if err != nil {
 		return err
@@ -127,7 +153,7 @@ func runUntil(ctx context.Context, c config.Config, opt Options, log *slog.Logge
 	for _, l := range opt.Lacks {
 		warnings = append(warnings, "the agent keeps rights that it does not need: "+l)
 	}
-	l, err := control.Listen(c.Socket())
+	l, err := calls.at(c.Socket())
 	if err != nil {
 		return err
 	}
@@ -160,7 +186,6 @@ func runUntil(ctx context.Context, c config.Config, opt Options, log *slog.Logge
 	if c.Metrics.Listen != "" {
 		ml, err := metrics.Listen(c.Metrics.Listen)
 		if err != nil {
-			l.Close()
 			return err
 		}
 		task("the metrics are gone", func() error { return m.Serve(serving, ml) })
