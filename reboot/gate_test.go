@@ -145,7 +145,7 @@ func TestSemaphoreGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := gate("c")
-	if a := c.Ask(t.Context(), now); a.Verdict != Wait || !strings.Contains(a.Why, "halted") || !strings.Contains(a.Hint, "flipside lock resume --group web 2") || !strings.Contains(c.Halted(), "port 80") {
+	if a := c.Ask(t.Context(), now); a.Verdict != Wait || !strings.Contains(a.Why, "halted") || !strings.Contains(a.Hint, "flipside fleet resume --group web 2") || !strings.Contains(c.Halted(), "port 80") {
 		t.Errorf("halted: %+v, %q", a, c.Halted())
 	}
 }

@@ -46,7 +46,7 @@ func (s *Semaphore) Ask(ctx context.Context, now time.Time) Answer {
 	if err != nil {
 		a := Answer{
 			Verdict: Unknown, Why: fmt.Sprintf("the semaphore of group %s cannot be asked: %v", c.Group, err),
-			Hint: "it is asked again by itself", Evidence: "flipside lock status --group " + c.Group,
+			Hint: "it is asked again by itself", Evidence: "flipside fleet status --group " + c.Group,
 		}
 		switch {
 		case errors.Is(err, lock.ErrUnavailable):
@@ -62,7 +62,7 @@ func (s *Semaphore) Ask(ctx context.Context, now time.Time) Answer {
 	case st.Halted != "":
 		return Answer{
 			Verdict: Wait, Why: fmt.Sprintf("release %s is halted for group %s: %s", c.To, c.Group, st.Halted),
-			Hint: fmt.Sprintf("flipside lock resume --group %s %s", c.Group, c.To), Evidence: "flipside lock status --group " + c.Group,
+			Hint: fmt.Sprintf("flipside fleet resume --group %s %s", c.Group, c.To), Evidence: "flipside fleet status --group " + c.Group,
 		}
 	case st.Granted:
 		return Answer{Verdict: Go, Why: fmt.Sprintf("holds a slot of group %s", c.Group)}
@@ -83,7 +83,7 @@ func (s *Semaphore) Ask(ctx context.Context, now time.Time) Answer {
 	if len(why) == 0 {
 		why = append(why, "the slot is being handed over")
 	}
-	a := Answer{Verdict: Wait, Why: strings.Join(why, "; "), Ask: st.Ask, Hint: "its turn comes by itself; flipside fleet policy edit lets more hosts be down at once", Evidence: "flipside lock status --group " + c.Group}
+	a := Answer{Verdict: Wait, Why: strings.Join(why, "; "), Ask: st.Ask, Hint: "its turn comes by itself; flipside fleet policy edit lets more hosts be down at once", Evidence: "flipside fleet status --group " + c.Group}
 	for _, h := range st.Holders {
 		if !h.Late.IsZero() {
 			a.Hint = fmt.Sprintf("%s stays away; if it is gone for good: flipside fleet force-release --group %s %s", h.Host, c.Group, h.Host)

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,17 +21,19 @@ import (
 
 func (a *app) fleetCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "fleet",
-		Short: "the cluster's reboot policy: set it, watch it, stop it",
-		Args:  cobra.NoArgs,
-		Long: `Fleet works on the reboot policy and state that a group of hosts shares.
+		Use:        "fleet",
+		SuggestFor: []string{"lock", "semaphore"},
+		Short:      "the cluster's reboots: who may when, who is down, who waits",
+		Args:       cobra.NoArgs,
+		Long: `Fleet works on the reboot semaphore that the hosts of a group share: its policy, and who holds a slot or waits for one.
 
-Exit status: 0 done, 3 nothing to do, 5 something is halted (status), 7 etcd does not permit it, 1 otherwise.`,
+Exit status: 0 done, 3 nothing to do, 5 blocked (something is halted, no slot is free, the window is closed), 7 etcd does not permit it, 8 too much competition, 1 otherwise.`,
 	}
 	s := a.semaphore(cmd)
 	cmd.AddCommand(
 		a.fleetStatus(s), a.fleetPlan(s), a.fleetHistory(s), a.fleetWatch(s), a.fleetPolicy(s),
-		a.fleetPause(s), a.lockResume(s), a.fleetForceRelease(s), a.fleetServe(s), a.fleetImport(s),
+		a.fleetPause(s), a.fleetResume(s), a.fleetSetMax(s), a.fleetAcquire(s), a.fleetRelease(s), a.fleetForceRelease(s),
+		a.fleetServe(s), a.fleetImport(s),
 		a.fleetSign(s), a.fleetKeys(s), a.fleetAccept(s), a.fleetForget(s), a.fleetEnrol(s),
 	)
 	return cmd
@@ -227,6 +232,78 @@ func (a *app) fleetPause(s *semaphoreFlags) *cobra.Command {
 	return cmd
 }
 
+func (a *app) fleetSetMax(s *semaphoreFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "set-max N",
+		Short: "change how many hosts may be down at once; 0 pauses the group",
+		Args:  exactArgs(1, "the number N"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n, err := strconv.Atoi(args[0])
+			if err != nil || n < 0 {
+				return usagef("max %q is not a number from 0 on", args[0])
+			}
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
+				if err := k.SetMax(cmd.Context(), s.group, n); err != nil {
+					return err
+				}
+				return a.done(fmt.Sprintf("up to %d host(s) of group %s may be down at once", n, s.group))
+			})
+		},
+	}
+}
+
+func (a *app) fleetResume(s *semaphoreFlags) *cobra.Command {
+	var all bool
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "resume [VERSION]",
+		Short: "go on after a pause, or lift the halt of a version and forget its failures",
+		Args:  cobra.MaximumNArgs(1),
+		Long: `Resume without a VERSION lets a group go on that was paused, with the max that it had. With a VERSION, or --all, it lifts halts:
+what failed is forgotten, and the next host may try. Look first.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && all {
+				return usagef("name a VERSION, or --all")
+			}
+			version := strings.Join(args, "")
+			return s.with(cmd.Context(), func(k *lock.Keeper) error {
+				st, err := k.State(cmd.Context(), s.group)
+				if err != nil {
+					return err
+				}
+				if version == "" && !all {
+					return a.unpause(cmd.Context(), k, s.group, st, reason)
+				}
+				if _, halted := st.Halts[version]; len(st.Halts) == 0 || !all && !halted {
+					return withExit(exitNothing, fmt.Errorf("nothing is halted in group %s%s", s.group, strings.TrimRight(" under version "+version, " ")))
+				}
+				if err := k.Resume(cmd.Context(), s.group, version, reason); err != nil {
+					return err
+				}
+				return a.done(fmt.Sprintf("group %s goes on with %s", s.group, cmp.Or(version, "all versions")))
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "lift the halt of every version")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, in words; kept in the audit trail")
+	return cmd
+}
+
+func (a *app) unpause(ctx context.Context, k *lock.Keeper, group string, st lock.State, reason string) error {
+	switch {
+	case st.Policy.Max > 0 && len(st.Halts) > 0:
+		return usagef("group %s is not paused; halted is %s: name it, or --all", group, strings.Join(slices.Sorted(maps.Keys(st.Halts)), ", "))
+	case st.Policy.Max > 0:
+		return withExit(exitNothing, fmt.Errorf("group %s is not paused, and nothing is halted", group))
+	case st.Policy.PausedMax == 0:
+		return withHint(usagef("group %s has max 0, and it is not on record what it was before", group), "flipside fleet set-max --group %s N", group)
+	}
+	if err := k.Unpause(ctx, group, reason); err != nil {
+		return err
+	}
+	return a.done(fmt.Sprintf("group %s goes on: up to %d host(s) may be down at once", group, st.Policy.PausedMax))
+}
+
 func (a *app) fleetForceRelease(s *semaphoreFlags) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
@@ -257,4 +334,29 @@ slow, there will be one host more down than the policy allows. It is written to 
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, in words; kept in the audit trail")
 	return cmd
+}
+
+const groupSchema = "flipside.fleet-group/v1"
+
+type groupDocument struct {
+	Schema   string                  `json:"schema"`
+	Group    string                  `json:"group"`
+	Policy   lock.Policy             `json:"policy"`
+	Holders  []lock.Holder           `json:"holders"`
+	Queue    []lock.Waiter           `json:"queue"`
+	Failures map[string]lock.Failure `json:"failures,omitempty"`
+	Halts    map[string]lock.Halt    `json:"halts,omitempty"`
+	Measured lock.Duration           `json:"measured,omitempty"`
+	Tampered []string                `json:"tampered,omitempty"`
+}
+
+func groupDoc(schema, group string, st lock.State) groupDocument {
+	d := groupDocument{schema, group, st.Policy, st.Holders, st.Queue, st.Failures, st.Halts, st.Measured, st.Tampered}
+	if d.Holders == nil {
+		d.Holders = []lock.Holder{}
+	}
+	if d.Queue == nil {
+		d.Queue = []lock.Waiter{}
+	}
+	return d
 }

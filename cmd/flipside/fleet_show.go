@@ -224,7 +224,7 @@ func (a *app) groupScreen(group string, st lock.State, now time.Time) *sheet {
 	if st.Policy.Max == 0 {
 		how := "flipside fleet resume --group " + group
 		if st.Policy.PausedMax == 0 {
-			how = "flipside lock set-max --group " + group + " N"
+			how = "flipside fleet set-max --group " + group + " N"
 		}
 		s.line("%s: nobody is granted a slot\n  hint: %s", s.paint(yellow, "PAUSED"), how)
 	}

@@ -60,7 +60,7 @@ func TestFleetSign(t *testing.T) {
 	fleet(exitNothing, "fleet", "accept", "--all", "--owner-key", owner)
 	fleet(exitOK, "fleet", "enrol", "--host", "a", "--signer", keyA)
 	fleet(exitOK, "fleet", "enrol", "--host", "b", "--signer", keyB)
-	if out := fleet(exitBlocked, "lock", "acquire", "--host", "a", "--signer", keyA); !strings.Contains(out, "not accepted") {
+	if out := fleet(exitBlocked, "fleet", "acquire", "--host", "a", "--signer", keyA); !strings.Contains(out, "not accepted") {
 		t.Error(out)
 	}
 	out := fleet(exitOK, "fleet", "keys")
@@ -76,10 +76,10 @@ func TestFleetSign(t *testing.T) {
 	if out := fleet(exitOK, "fleet", "keys", "--json"); strings.Count(out, `"fingerprint"`) != 2 || strings.Contains(out, `"problem"`) {
 		t.Error(out)
 	}
-	fleet(exitOK, "lock", "acquire", "--host", "a", "--signer", keyA)
+	fleet(exitOK, "fleet", "acquire", "--host", "a", "--signer", keyA)
 	for _, args := range [][]string{
-		{"lock", "release", "--host", "a"}, {"lock", "release", "--host", "a", "--signer", keyB},
-		{"fleet", "force-release", "a", "--reason", "burnt"}, {"lock", "set-max", "5"}, {"fleet", "pause"},
+		{"fleet", "release", "--host", "a"}, {"fleet", "release", "--host", "a", "--signer", keyB},
+		{"fleet", "force-release", "a", "--reason", "burnt"}, {"fleet", "set-max", "5"}, {"fleet", "pause"},
 	} {
 		if out := fleet(exitPermitted, args...); !strings.Contains(out, "not signed") || !strings.Contains(out, "hint: ") {
 			t.Error(args, out)
@@ -91,10 +91,10 @@ func TestFleetSign(t *testing.T) {
 	if out := run(exitOK, "fleet", "status", "--store", dir, "--group", "web"); !strings.Contains(out, "NOT SIGNED") {
 		t.Error("nobody says that nothing can be checked here: ", out)
 	}
-	fleet(exitOK, "lock", "release", "--host", "a", "--signer", keyA, "--verdict", "healthy")
-	fleet(exitOK, "lock", "acquire", "--host", "b", "--signer", keyB)
+	fleet(exitOK, "fleet", "release", "--host", "a", "--signer", keyA, "--verdict", "healthy")
+	fleet(exitOK, "fleet", "acquire", "--host", "b", "--signer", keyB)
 	fleet(exitOK, "fleet", "force-release", "b", "--reason", "burnt", "--owner-key", owner)
-	fleet(exitOK, "lock", "set-max", "5", "--owner-key", owner)
+	fleet(exitOK, "fleet", "set-max", "5", "--owner-key", owner)
 	fleet(exitOK, "fleet", "forget", "b", "--reason", "sold", "--owner-key", owner)
 	other, _ := key("other")
 	if out := run(exitPermitted, "fleet", "sign", "--store", dir, "--group", "web", "--owner-key", other); !strings.Contains(out, "--force") {
@@ -104,5 +104,5 @@ func TestFleetSign(t *testing.T) {
 	run(exitUsage, "fleet", "sign", "--store", dir, "--group", "web", "--owner-key", owner, "--off", "--force")
 	run(exitOK, "fleet", "sign", "--store", dir, "--group", "web", "--owner-key", owner, "--force")
 	fleet(exitOK, "fleet", "sign", "--off", "--owner-key", owner)
-	run(exitOK, "lock", "acquire", "--store", dir, "--group", "web", "--host", "c")
+	run(exitOK, "fleet", "acquire", "--store", dir, "--group", "web", "--host", "c")
 }

@@ -97,6 +97,18 @@ func (a *app) printJSON(v any) error {
 	return enc.Encode(v)
 }
 
+// done says that something was done, in words or as JSON.
+func (a *app) done(what string) error {
+	if !a.json {
+		fmt.Fprintln(a.stdout, what)
+		return nil
+	}
+	return a.printJSON(struct {
+		Schema string `json:"schema"`
+		Done   string `json:"done"`
+	}{"flipside.done/v1", what})
+}
+
 // exitError carries the exit code that a command chose.
 type exitError struct {
 	code int
@@ -201,7 +213,7 @@ func (a *app) command() *cobra.Command {
 		a.pauseCommand(), a.resumeCommand(), a.pinCommand(), a.unpinCommand(),
 		a.channelCommand(), a.historyCommand(), a.configCommand(), a.migrateCommand(),
 	)
-	root.AddCommand(a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.lockCommand(), a.fleetCommand(), a.trustCommand(), a.manCommand())
+	root.AddCommand(a.demoCommand(), a.payloadCommand(), a.slotsCommand(), a.serveCommand(), a.releaseCommand(), a.fleetCommand(), a.trustCommand(), a.manCommand())
 	usageErrors(root)
 	return root
 }
@@ -222,7 +234,12 @@ func usageErrors(cmd *cobra.Command) {
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(c *cobra.Command, a []string) error {
 			if len(a) > 0 {
-				return usagef("%s has no command %q; see %s --help", c.CommandPath(), a[0], c.CommandPath())
+				err := usagef("%s has no command %q; see %s --help", c.CommandPath(), a[0], c.CommandPath())
+				c.SuggestionsMinimumDistance = 2 // letters that are wrong
+				for _, name := range c.SuggestionsFor(a[0]) {
+					err = withHint(err, "%s %s", c.CommandPath(), name)
+				}
+				return err
 			}
 			return c.Help()
 		}

@@ -57,17 +57,17 @@ func (g *gatekeeper) Forecast(ctx context.Context, stage updater.Stage, o omaha.
 	st, err := cluster.State(ctx, g.group)
 	if err != nil {
 		return append(answers, reboot.Answer{Gate: "semaphore", Verdict: reboot.Unknown, Why: fmt.Sprintf("the semaphore of group %s cannot be asked: %v", g.group, err),
-			Hint: "it is asked again before the reboot", Evidence: "flipside lock status --group " + g.group})
+			Hint: "it is asked again before the reboot", Evidence: "flipside fleet status --group " + g.group})
 	}
 	return append(answers, g.outlook(st, o))
 }
 
 // outlook says what the semaphore would answer if this host queued up now.
 func (g *gatekeeper) outlook(st lock.State, o omaha.Offer) reboot.Answer {
-	a := reboot.Answer{Gate: "semaphore", Verdict: reboot.Go, Evidence: "flipside lock status --group " + g.group}
+	a := reboot.Answer{Gate: "semaphore", Verdict: reboot.Go, Evidence: "flipside fleet status --group " + g.group}
 	if h, ok := st.Halts[o.Version]; ok {
 		a.Verdict, a.Since, a.Why = reboot.Wait, h.Since, fmt.Sprintf("release %s is halted for group %s: %s", o.Version, g.group, h.Reason)
-		a.Hint = fmt.Sprintf("flipside lock resume --group %s %s", g.group, o.Version)
+		a.Hint = fmt.Sprintf("flipside fleet resume --group %s %s", g.group, o.Version)
 		return a
 	}
 	if _, ok := st.Holder(g.host); ok {

@@ -106,7 +106,7 @@ func (g *gatekeeper) askDownload(ctx context.Context, o omaha.Offer) updater.Gat
 		a.Why = "the semaphore cannot be asked; it will be before the reboot"
 	} else if h, ok := st.Halts[o.Version]; ok {
 		a.Verdict, a.Why, a.Since = reboot.Wait, fmt.Sprintf("release %s is halted for group %s: %s", o.Version, g.group, h.Reason), h.Since
-		a.Hint, a.Evidence = fmt.Sprintf("flipside lock resume --group %s %s", g.group, o.Version), "flipside lock status --group "+g.group
+		a.Hint, a.Evidence = fmt.Sprintf("flipside fleet resume --group %s %s", g.group, o.Version), "flipside fleet status --group "+g.group
 		ev.Halted = h.Reason
 	}
 	ev.Answers = append(ev.Answers, a)

@@ -15,8 +15,8 @@ import (
 	daemon "github.com/flipside-linux/flipside/updater/host"
 )
 
-// TestLockAndFleet plays a small rollout from the command line, on a real etcd.
-func TestLockAndFleet(t *testing.T) {
+// TestFleet plays a small rollout from the command line, on a real etcd.
+func TestFleet(t *testing.T) {
 	endpoint, stop, err := etcdtest.StartEmbedded(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -32,52 +32,49 @@ func TestLockAndFleet(t *testing.T) {
 		}
 		return out.String()
 	}
-	run(0, "0 of 1 down", "lock", "status")
+	run(0, "0 of 1 down", "fleet", "status")
 	run(0, "is set", "fleet", "policy", "set", "-", "--reason", "first")
 	run(0, `"max": 2`, "fleet", "policy", "get")
-	run(exitNothing, "holds no slot", "lock", "release", "--host", "nobody")
-	run(0, "a holds a slot", "lock", "acquire", "--host", "a", "--from", "1", "--to", "2")
-	run(0, "a holds a slot", "lock", "acquire", "--host", "a", "--from", "1", "--to", "2")
-	run(0, "b holds a slot", "lock", "acquire", "--host", "b", "--to", "2")
-	run(exitBlocked, "c waits at position 1", "lock", "acquire", "--host", "c", "--to", "2")
-	run(exitBlocked, "c waits at position 1", "lock", "acquire", "--host", "c", "--to", "2", "--wait", "50ms")
+	run(exitNothing, "holds no slot", "fleet", "release", "--host", "nobody")
+	run(0, "a holds a slot", "fleet", "acquire", "--host", "a", "--from", "1", "--to", "2")
+	run(0, "a holds a slot", "fleet", "acquire", "--host", "a", "--from", "1", "--to", "2")
+	run(0, "b holds a slot", "fleet", "acquire", "--host", "b", "--to", "2")
+	run(exitBlocked, "c waits at position 1", "fleet", "acquire", "--host", "c", "--to", "2")
+	run(exitBlocked, "c waits at position 1", "fleet", "acquire", "--host", "c", "--to", "2", "--wait", "50ms")
 	run(0, "c", "fleet", "plan")
 	run(0, "1 waiting", "fleet", "status")
-	run(0, "holds no slot", "lock", "release", "--host", "b", "--verdict", "healthy")
-	run(0, "c holds a slot", "lock", "acquire", "--host", "c", "--to", "2", "--wait", "10s")
-	run(0, "holds no slot", "lock", "release", "--host", "c", "--verdict", "failed", "--version", "2", "--reason", "it smokes")
+	run(0, "holds no slot", "fleet", "release", "--host", "b", "--verdict", "healthy")
+	run(0, "c holds a slot", "fleet", "acquire", "--host", "c", "--to", "2", "--wait", "10s")
+	run(0, "holds no slot", "fleet", "release", "--host", "c", "--verdict", "failed", "--version", "2", "--reason", "it smokes")
 	run(exitBlocked, "it smokes", "fleet", "status")
-	run(exitBlocked, "halted", "lock", "acquire", "--host", "d", "--to", "2")
+	run(exitBlocked, "halted", "fleet", "acquire", "--host", "d", "--to", "2")
 	run(exitNothing, "nothing is halted", "fleet", "resume", "3")
 	run(0, "goes on with 2", "fleet", "resume", "2")
 	run(0, "is paused", "fleet", "pause")
 	run(exitNothing, "paused already", "fleet", "pause")
 	run(0, "stays paused, and goes on with max 2", "fleet", "policy", "set", "-") // the file says max = 2
-	run(exitBlocked, "paused", "lock", "acquire", "--host", "p")
-	run(0, "holds no slot", "lock", "release", "--host", "p")
+	run(exitBlocked, "paused", "fleet", "acquire", "--host", "p")
+	run(0, "holds no slot", "fleet", "release", "--host", "p")
 	run(0, "up to 2 host", "fleet", "resume", "--reason", "the switch is replaced")
 	run(exitNothing, "not paused", "fleet", "resume")
-	run(0, "up to 3", "lock", "set-max", "3")
+	run(0, "up to 3", "fleet", "set-max", "3")
 	run(exitUsage, "--reason", "fleet", "force-release", "a")
 	run(0, "is free", "fleet", "force-release", "a", "--reason", "the machine burnt")
 	run(exitNothing, "holds no slot", "fleet", "force-release", "a", "--reason", "again")
 	run(0, "the machine burnt", "fleet", "history")
-	run(exitUsage, "number", "lock", "set-max", "many")
-	run(exitUsage, "verdict", "lock", "release", "--host", "a", "--verdict", "maybe")
+	run(exitUsage, "number", "fleet", "set-max", "many")
+	run(exitUsage, "verdict", "fleet", "release", "--host", "a", "--verdict", "maybe")
 
-	var doc struct {
-		Schema  string `json:"schema"`
-		Group   string `json:"group"`
-		Holders []any  `json:"holders"`
-	}
-	if out := run(0, "", "--json", "lock", "status"); json.Unmarshal([]byte(out), &doc) != nil || doc.Schema != "flipside.lock-status/v1" || doc.Group != "web" || doc.Holders == nil {
-		t.Errorf("lock status --json printed %s", out)
-	}
 	var fleet struct {
-		Schema string                    `json:"schema"`
-		Groups []struct{ Schema string } `json:"groups"`
+		Schema string `json:"schema"`
+		Groups []struct {
+			Schema  string `json:"schema"`
+			Group   string `json:"group"`
+			Holders []any  `json:"holders"`
+		} `json:"groups"`
 	}
-	if out := run(0, "", "--json", "fleet", "status"); json.Unmarshal([]byte(out), &fleet) != nil || len(fleet.Groups) != 1 || fleet.Groups[0].Schema != "flipside.lock-status/v1" {
+	if out := run(0, "", "--json", "fleet", "status"); json.Unmarshal([]byte(out), &fleet) != nil || len(fleet.Groups) != 1 ||
+		fleet.Groups[0].Schema != "flipside.fleet-group/v1" || fleet.Groups[0].Group != "web" || fleet.Groups[0].Holders == nil {
 		t.Errorf("fleet status --json printed %s", out)
 	}
 
@@ -111,9 +108,20 @@ func TestLockAndFleet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(0, "holds a slot", "lock", "acquire", "--host", name, "--to", "2")
-	run(exitNothing, "--host "+name, "lock", "release", "--config", filepath.Join(dir, "flipside.toml"))
-	run(0, "holds no slot", "lock", "release", "--host", name)
+	run(0, "holds a slot", "fleet", "acquire", "--host", name, "--to", "2")
+	run(exitNothing, "--host "+name, "fleet", "release", "--config", filepath.Join(dir, "flipside.toml"))
+	run(0, "holds no slot", "fleet", "release", "--host", name)
+}
+
+// Who looks for it by another name is told where it is.
+func TestFleetIsFound(t *testing.T) {
+	for _, name := range []string{"lock", "semaphore", "flet"} {
+		var errs strings.Builder
+		a := &app{stdout: &errs, stderr: &errs}
+		if code := a.run(t.Context(), []string{name, "status"}); code != exitUsage || !strings.Contains(errs.String(), "hint: flipside fleet\n") {
+			t.Errorf("flipside %s status ended with %d: %s", name, code, &errs)
+		}
+	}
 }
 
 // An airlock semaphore is taken over without a moment at which both give out slots.
@@ -151,13 +159,13 @@ func TestFleetImport(t *testing.T) {
 		t.Errorf("airlock is left with %s, %v", resp.Kvs[0].Value, err)
 	}
 	run(0, "1 of 2 down", "fleet", "status")
-	run(0, "holds a slot", "lock", "acquire", "--host", "n2")
-	run(exitBlocked, "position 1", "lock", "acquire", "--host", "n3")
+	run(0, "holds a slot", "fleet", "acquire", "--host", "n2")
+	run(exitBlocked, "position 1", "fleet", "acquire", "--host", "n3")
 	run(0, "still held there by n1", "fleet", "import") // again: changes nothing
 	run(0, "2 of 2 down", "fleet", "status")
 	put(`{"total_slots":0,"holders":[]}`) // n1 has given its slot back there
 	run(0, "holds nobody there", "fleet", "import")
-	run(0, "holds a slot", "lock", "acquire", "--host", "n3")
+	run(0, "holds a slot", "fleet", "acquire", "--host", "n3")
 	put(`{"total_slots":"many"}`)
 	run(exitFailed, "total_slots", "fleet", "import")
 }
