@@ -2,11 +2,9 @@ package host
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -17,13 +15,14 @@ import (
 	"github.com/flipside-linux/flipside/reboot/health"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/metrics"
+	"github.com/flipside-linux/flipside/updater/wire"
 	"github.com/flipside-linux/flipside/updater/writer"
 )
 
 // An errand is what the agent has a process do that keeps its rights, beside writing to the disk. The agent says which one, and the configuration, which that process has
 // from elsewhere, says what it is: which programs run, which file is written. For each there is a process, which ends with it.
 //
-// Both ends send one message: its length in four bytes, and JSON. The agent's end is closed to give an errand up.
+// Each end sends one frame, with JSON. The agent's end is closed to give an errand up.
 type errand struct {
 	Do string `json:"do"`
 	// Text is the reason of a reboot, or what the metrics are now.
@@ -46,6 +45,12 @@ type outcome struct {
 	Check  *health.Failure `json:"check,omitempty"` // the check that found it so
 }
 
+// The frames.
+const (
+	anErrand wire.Kind = 1 + iota
+	anOutcome
+)
+
 const (
 	maxErrand  = 1 << 20   // bytes of an errand: metrics are the longest ones
 	maxOutcome = 256 << 10 // bytes of an outcome: the output of a program, and what JSON makes of it
@@ -55,7 +60,7 @@ const (
 func Errand(ctx context.Context, conn net.Conn, load func() (config.Config, error), own func(config.Config) error) error {
 	defer conn.Close()
 	var e errand
-	if err := receive(conn, maxErrand, &e); err != nil {
+	if err := receive(conn, anErrand, maxErrand, &e); err != nil {
 		return fmt.Errorf("an errand for the agent: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -75,7 +80,7 @@ func Errand(ctx context.Context, conn net.Conn, load func() (config.Config, erro
 	if ctx.Err() != nil {
 		return nil
 	}
-	return send(conn, o)
+	return send(conn, anOutcome, o)
 }
 
 func (e errand) run(ctx context.Context, load func() (config.Config, error), own func(config.Config) error) error {
@@ -146,8 +151,8 @@ func (s errands) once(ctx context.Context, e errand) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 	var o outcome
-	if err = send(conn, e); err == nil {
-		err = receive(conn, maxOutcome, &o)
+	if err = send(conn, anErrand, e); err == nil {
+		err = receive(conn, anOutcome, maxOutcome, &o)
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -183,30 +188,21 @@ func (s errands) gates(dir string) func(context.Context) error {
 // errUnasked means that an errand may not have been done at all.
 var errUnasked = errors.New("the part of the daemon that keeps its rights cannot be asked")
 
-func send(conn net.Conn, what any) error {
+func send(conn net.Conn, kind wire.Kind, what any) error {
 	body, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
-	_, err = conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
-	return err
+	return wire.Send(conn, wire.Head{Kind: kind}, body)
 }
 
-func receive(conn net.Conn, limit uint32, to any) error {
-	var head [4]byte
-	if _, err := io.ReadFull(conn, head[:]); err != nil {
-		return fmt.Errorf("reading how long a message is: %w", err)
+func receive(conn net.Conn, kind wire.Kind, limit uint32, to any) error {
+	h, body, err := wire.Read(conn, limit)
+	if err != nil {
+		return err
 	}
-	size := binary.BigEndian.Uint32(head[:])
-	if size > limit {
-		return fmt.Errorf("a message of %d bytes, of at most %d", size, limit)
+	if h.Kind != kind {
+		return fmt.Errorf("%w: a frame of kind %d, where one of kind %d should be", wire.ErrFrame, h.Kind, kind)
 	}
-	body := make([]byte, size)
-	if _, err := io.ReadFull(conn, body); err != nil {
-		return fmt.Errorf("reading a message of %d bytes: %w", size, err)
-	}
-	if err := json.Unmarshal(body, to); err != nil {
-		return fmt.Errorf("reading a message: %w", err)
-	}
-	return nil
+	return wire.Decode(body, to)
 }

@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/flipside-linux/flipside/reboot/health"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/wire"
 	"github.com/flipside-linux/flipside/updater/writer"
 )
 
@@ -19,11 +21,11 @@ import (
 func errandsFor(t *testing.T, c config.Config, own func(config.Config) error) errands {
 	t.Helper()
 	return errands{func() (*net.UnixConn, error) {
-		near, far, err := writer.Pair()
+		near, far, err := wire.Pair()
 		if err != nil {
 			return nil, err
 		}
-		conn, err := writer.Conn(far)
+		conn, err := wire.Conn(far)
 		if err != nil {
 			return nil, err
 		}
@@ -36,8 +38,8 @@ func TestErrands(t *testing.T) {
 	dir := t.TempDir()
 	c := config.Default()
 	c.Metrics.Textfile, c.Reboot.Method = filepath.Join(dir, "flipside.prom"), "exit"
-	owned := 0
-	s := errandsFor(t, c, func(config.Config) error { owned++; return nil })
+	var owned atomic.Int32
+	s := errandsFor(t, c, func(config.Config) error { owned.Add(1); return nil })
 	text := strings.Repeat("flipside_up 1\n", 1000)
 	if err := s.do(t.Context(), errand{Do: doMetrics, Text: text}); err != nil {
 		t.Fatal(err)
@@ -51,8 +53,8 @@ func TestErrands(t *testing.T) {
 	if _, err := os.Stat(c.Metrics.Textfile); err == nil {
 		t.Error("the metrics are still there")
 	}
-	if err := s.do(t.Context(), errand{Do: doOwn}); err != nil || owned != 1 {
-		t.Errorf("own: %d times, %v", owned, err)
+	if err := s.do(t.Context(), errand{Do: doOwn}); err != nil || owned.Load() != 1 {
+		t.Errorf("own: %d times, %v", owned.Load(), err)
 	}
 	if err := s.Reboot(t.Context(), "an update"); err == nil || !strings.Contains(err.Error(), `reboot.method is "exit"`) {
 		t.Errorf("a reboot that the configuration does not know: %v", err)
@@ -72,14 +74,14 @@ func TestErrands(t *testing.T) {
 		if tries++; tries > 1 {
 			return s.connect()
 		}
-		near, far, err := writer.Pair()
+		near, far, err := wire.Pair()
 		if err == nil {
 			far.Close()
 		}
 		return near, err
 	}}
-	if err := slow.do(t.Context(), errand{Do: doOwn}); err != nil || tries != 2 || owned != 2 {
-		t.Errorf("ended on the way: %d tries, %d times, %v", tries, owned, err)
+	if err := slow.do(t.Context(), errand{Do: doOwn}); err != nil || tries != 2 || owned.Load() != 2 {
+		t.Errorf("ended on the way: %d tries, %d times, %v", tries, owned.Load(), err)
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -92,9 +94,9 @@ func TestErrands(t *testing.T) {
 func TestErrandOutcome(t *testing.T) {
 	a, b := net.Pipe()
 	want := &health.Failure{Program: "10-x", Reason: "no \xff network", Output: strings.Repeat("\x00\xff\n", 16<<10/3)}
-	go send(a, outcome{Failed: true, Text: want.Error(), Check: want})
+	go send(a, anOutcome, outcome{Failed: true, Text: want.Error(), Check: want})
 	var o outcome
-	if err := receive(b, maxOutcome, &o); err != nil {
+	if err := receive(b, anOutcome, maxOutcome, &o); err != nil {
 		t.Fatal(err)
 	}
 	if o.Check == nil || o.Check.Program != want.Program || !strings.Contains(o.Check.Reason, "network") || len(o.Check.Output) < len(want.Output) {
@@ -104,12 +106,21 @@ func TestErrandOutcome(t *testing.T) {
 
 // Rubbish instead of an errand ends it, and reserves no memory that it claims.
 func TestErrandRubbish(t *testing.T) {
-	for _, rubbish := range []string{"", "\x00", "\xff\xff\xff\xff", "\x00\x00\x00\x02{", "\x00\x00\x00\x02[]", "\x00\x00\x00\x04null"} {
-		near, far, err := writer.Pair()
+	framed := func(h wire.Head, body string) string {
+		h.Size = max(h.Size, uint32(len(body)))
+		return string(h.Append(nil)) + body
+	}
+	for _, rubbish := range []string{
+		"", "\x00", strings.Repeat("\xff", 100),
+		framed(wire.Head{Kind: anErrand, Size: 1<<32 - 1}, ""), framed(wire.Head{Kind: anErrand, Size: 2}, "{"),
+		framed(wire.Head{Kind: anErrand}, "[]"), framed(wire.Head{Kind: anErrand}, "null"), framed(wire.Head{Kind: anErrand}, `{"do": "own", "as": "root"}`),
+		framed(wire.Head{Kind: anOutcome}, `{"do": "own"}`),
+	} {
+		near, far, err := wire.Pair()
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := writer.Conn(far)
+		conn, err := wire.Conn(far)
 		if err != nil {
 			t.Fatal(err)
 		}

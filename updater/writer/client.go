@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/updater/wire"
 )
 
 // ErrGone means that the writer has ended, or never began. What it did is given up; another one may be asked.
@@ -59,31 +59,27 @@ func (c *Client) read() {
 
 func (c *Client) replies() error {
 	for {
-		h, err := readHead(c.conn)
+		h, body, err := wire.Read(c.conn, maxBody)
 		if err != nil {
 			return err
 		}
-		body := make([]byte, h.size)
-		if _, err := io.ReadFull(c.conn, body); err != nil {
-			return err
-		}
 		c.mu.Lock()
-		reply, step := c.calls[h.id], c.step
+		reply, step := c.calls[h.ID], c.step
 		c.mu.Unlock()
 		switch {
-		case h.kind == aStep:
+		case h.Kind == aStep:
 			step(string(body))
-		case h.kind == aReply && reply != nil:
+		case h.Kind == aReply && reply != nil:
 			var a answer
-			if err := decode(body, &a); err != nil {
+			if err := wire.Decode(body, &a); err != nil {
 				return err
 			}
 			c.mu.Lock()
-			delete(c.calls, h.id)
+			delete(c.calls, h.ID)
 			c.mu.Unlock()
 			reply <- a
 		default:
-			return fmt.Errorf("%w: a frame of kind %d with number %d", errFrame, h.kind, h.id)
+			return fmt.Errorf("%w: a frame of kind %d with number %d", wire.ErrFrame, h.Kind, h.ID)
 		}
 	}
 }
@@ -109,7 +105,7 @@ func (c *Client) ask(ctx context.Context, what call) (answer, error) {
 	id := c.last
 	c.calls[id] = reply
 	c.mu.Unlock()
-	if err := c.frame(head{kind: aCall, id: id}, body); err != nil {
+	if err := c.frame(wire.Head{Kind: aCall, ID: id}, body); err != nil {
 		return answer{}, err
 	}
 	select {
@@ -125,10 +121,10 @@ func (c *Client) ask(ctx context.Context, what call) (answer, error) {
 	}
 }
 
-func (c *Client) frame(h head, body []byte) error {
+func (c *Client) frame(h wire.Head, body []byte) error {
 	c.send.Lock()
 	defer c.send.Unlock()
-	if err := sendFrame(c.conn, h, body); err != nil {
+	if err := wire.Send(c.conn, h, body); err != nil {
 		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	return nil
@@ -145,7 +141,7 @@ func (c *Client) onStep(step func(string)) {
 func (c *Client) Begin(ctx context.Context, r Release) error {
 	for left := r.Metadata; len(left) > 0; {
 		n := min(len(left), maxBody)
-		if err := c.frame(head{kind: aMetadata}, left[:n]); err != nil {
+		if err := c.frame(wire.Head{Kind: aMetadata}, left[:n]); err != nil {
 			return err
 		}
 		left = left[n:]
@@ -175,7 +171,7 @@ type target struct {
 func (t target) WriteAt(p []byte, off int64) (int, error) {
 	for done := 0; done < len(p); {
 		n := min(len(p)-done, maxBody)
-		if err := t.c.frame(head{kind: aData, part: t.part, off: off + int64(done)}, p[done:done+n]); err != nil {
+		if err := t.c.frame(wire.Head{Kind: aData, Part: t.part, Off: off + int64(done)}, p[done:done+n]); err != nil {
 			return done, err
 		}
 		done += n
@@ -250,36 +246,4 @@ func (c *Client) Close() error {
 	case <-late.C:
 		return fmt.Errorf("the process that writes to the disk did not end within %s", patience)
 	}
-}
-
-// Pair makes a socket between two processes. The second end is for the writer.
-func Pair() (*net.UnixConn, *os.File, error) { return pair(syscall.SOCK_STREAM) }
-
-func pair(kind int) (*net.UnixConn, *os.File, error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, kind|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("making a socket to the process that writes: %w", err)
-	}
-	far := os.NewFile(uintptr(fds[1]), "writer")
-	near, err := Conn(os.NewFile(uintptr(fds[0]), "agent"))
-	if err != nil {
-		far.Close()
-		return nil, nil, err
-	}
-	return near, far, nil
-}
-
-// Conn makes a connection of one end of a socket, and closes the file.
-func Conn(f *os.File) (*net.UnixConn, error) {
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, fmt.Errorf("taking the socket over: %w", err)
-	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, fmt.Errorf("taking the socket over: it is one of %s", c.LocalAddr().Network())
-	}
-	return u, nil
 }

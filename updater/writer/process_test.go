@@ -24,6 +24,7 @@ import (
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/payload/build"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/wire"
 )
 
 // partEnv makes the test binary be a part of the daemon, with the configuration in configEnv.
@@ -93,7 +94,7 @@ func (r *rig) spawner() spawner {
 	r.write("flipside.toml", r.text)
 	cmd := self("spawner")
 	cmd.Env = append(cmd.Env, configEnv+"="+filepath.Join(r.dir, "flipside.toml"))
-	near, far, err := Pair()
+	near, far, err := wire.Pair()
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -243,11 +244,11 @@ func TestAskedForRubbish(t *testing.T) {
 		{"no socket", []byte{0}, 0},
 		{"two sockets", []byte{0}, 2},
 	} {
-		near, far, err := Pair()
+		near, far, err := wire.Pair()
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := Conn(far)
+		conn, err := wire.Conn(far)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/wire"
 )
 
 // buffers is how many pieces of data may have been read and not yet been written.
@@ -48,7 +49,7 @@ type session struct {
 }
 
 type frame struct {
-	head
+	wire.Head
 	body []byte
 }
 
@@ -84,7 +85,7 @@ func (s *session) run(ctx context.Context, cancel func()) error {
 // read passes frames on until there are no more. Each is in one of the buffers, which grow to what is needed.
 func (s *session) read(ctx context.Context, free <-chan []byte, frames chan<- frame) error {
 	for {
-		h, err := readHead(s.conn)
+		h, err := wire.ReadHead(s.conn, maxBody)
 		if errors.Is(err, io.EOF) || ctx.Err() != nil {
 			return nil
 		}
@@ -92,12 +93,12 @@ func (s *session) read(ctx context.Context, free <-chan []byte, frames chan<- fr
 			return err
 		}
 		buf := <-free
-		if uint32(cap(buf)) < h.size {
-			buf = partition.Buffer(int(h.size))
+		if uint32(cap(buf)) < h.Size {
+			buf = partition.Buffer(int(h.Size))
 		}
-		buf = buf[:h.size]
-		if _, err := io.ReadFull(s.conn, buf); err != nil {
-			return fmt.Errorf("reading %d bytes: %w", h.size, err)
+		buf = buf[:h.Size]
+		if err := h.ReadBody(s.conn, buf); err != nil {
+			return err
 		}
 		frames <- frame{h, buf}
 	}
@@ -105,10 +106,10 @@ func (s *session) read(ctx context.Context, free <-chan []byte, frames chan<- fr
 
 // do carries out one frame. Its error is one of the socket.
 func (s *session) do(ctx context.Context, f frame) error {
-	switch f.kind {
+	switch f.Kind {
 	case aMetadata:
 		if s.metadata.Len()+len(f.body) > maxMetadata {
-			return fmt.Errorf("%w: more than %d bytes of metadata", errFrame, maxMetadata)
+			return fmt.Errorf("%w: more than %d bytes of metadata", wire.ErrFrame, maxMetadata)
 		}
 		s.metadata.Write(f.body)
 		return nil
@@ -119,22 +120,22 @@ func (s *session) do(ctx context.Context, f frame) error {
 		return nil
 	case aCall:
 		var c call
-		if err := decode(f.body, &c); err != nil {
+		if err := wire.Decode(f.body, &c); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {
 			return nil // whoever asked is gone: what was read before that is not carried out any more
 		}
-		return s.call(ctx, f.id, c)
+		return s.call(ctx, f.ID, c)
 	}
-	return fmt.Errorf("%w: the writer is sent a frame of kind %d", errFrame, f.kind)
+	return fmt.Errorf("%w: the writer is sent a frame of kind %d", wire.ErrFrame, f.Kind)
 }
 
 func (s *session) write(f frame) error {
 	if s.writer == nil {
 		return fmt.Errorf("%w: data, and no release was begun", ErrOrder)
 	}
-	return s.writer.WriteAt(int(f.part), f.body, f.off)
+	return s.writer.WriteAt(int(f.Part), f.body, f.Off)
 }
 
 // call carries out a call and answers it. Only to settle takes its time while other things go on.
@@ -235,22 +236,15 @@ func (s *session) answer(id uint32, a answer) error {
 	if err != nil {
 		return err
 	}
-	return s.frame(head{kind: aReply, id: id}, body)
+	return s.frame(wire.Head{Kind: aReply, ID: id}, body)
 }
 
 func (s *session) step(text string) {
-	_ = s.frame(head{kind: aStep}, []byte(text[:min(len(text), maxText)])) // as above
+	_ = s.frame(wire.Head{Kind: aStep}, []byte(text[:min(len(text), maxText)])) // as above
 }
 
-func (s *session) frame(h head, body []byte) error {
+func (s *session) frame(h wire.Head, body []byte) error {
 	s.send.Lock()
 	defer s.send.Unlock()
-	return sendFrame(s.conn, h, body)
-}
-
-func sendFrame(conn net.Conn, h head, body []byte) error {
-	h.size = uint32(len(body))
-	all := net.Buffers{h.append(make([]byte, 0, headSize)), body}
-	_, err := all.WriteTo(conn)
-	return err
+	return wire.Send(s.conn, h, body)
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/wire"
 )
 
 // Start starts a writer. The caller closes the client.
@@ -24,11 +25,11 @@ type Start func(context.Context) (*Client, error)
 // InProcess starts writers that are goroutines of this process, behind the same socket and with the same checks: for tests, and where there is nothing to be kept apart.
 func InProcess(load func() (config.Config, error), log *slog.Logger) Start {
 	return func(context.Context) (*Client, error) {
-		near, far, err := Pair()
+		near, far, err := wire.Pair()
 		if err != nil {
 			return nil, err
 		}
-		conn, err := Conn(far)
+		conn, err := wire.Conn(far)
 		if err != nil {
 			near.Close()
 			return nil, err
@@ -91,7 +92,7 @@ func (s *Spawner) Start(context.Context) (*Client, error) {
 
 // Connect starts a part, and returns the socket to it.
 func (s *Spawner) Connect(which Part) (*net.UnixConn, error) {
-	near, far, err := Pair()
+	near, far, err := wire.Pair()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrGone, err)
 	}
@@ -123,7 +124,7 @@ func Inherited() (*net.UnixConn, error) {
 		return nil, errors.New("this process was not started by flipsided: it has no socket")
 	}
 	unix.CloseOnExec(socketFd)
-	return Conn(os.NewFile(socketFd, "socket"))
+	return wire.Conn(os.NewFile(socketFd, "socket"))
 }
 
 // atOnce is how many processes of parts there may be. An honest agent has few at a time.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/flipside-linux/flipside/updater/wire"
 )
 
 // EndedError says how the agent ended, where that is not what it should have been.
@@ -33,11 +35,11 @@ func (e *EndedError) Error() string {
 // the agent has ended, with an [*EndedError] if that was not well. The two end together: the agent is killed if this process is, and ends by itself when
 // it finds the socket at its end. manager is told what the agent tells the service manager ([TellManager]).
 func Supervise(agent *exec.Cmd, told <-chan os.Signal, command func(Part) *exec.Cmd, manager func(string), log *slog.Logger) error {
-	near, far, err := Pair()
+	near, far, err := wire.Pair()
 	if err != nil {
 		return err
 	}
-	hears, says, err := pair(syscall.SOCK_SEQPACKET)
+	hears, says, err := wire.Packets()
 	if err != nil {
 		return errors.Join(err, near.Close(), far.Close())
 	}
@@ -89,7 +91,7 @@ const maxNotice = 4 << 10
 // that the agent is ready, alive or about to end, and in one line what it does.
 func TellManager() (func(string), error) {
 	unix.CloseOnExec(managerFd)
-	conn, err := Conn(os.NewFile(managerFd, "manager"))
+	conn, err := wire.Conn(os.NewFile(managerFd, "manager"))
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/trust"
+	"github.com/flipside-linux/flipside/updater/wire"
 )
 
 const (
@@ -518,11 +519,11 @@ func TestKeysThatCannotBeRead(t *testing.T) {
 func TestTwoSettle(t *testing.T) {
 	for taken, want := range []error{nil, nil, ErrOrder} {
 		r := newRig(t)
-		near, far, err := Pair()
+		near, far, err := wire.Pair()
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := Conn(far)
+		conn, err := wire.Conn(far)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -540,11 +541,11 @@ func TestTwoSettle(t *testing.T) {
 		}
 		answer := make(chan error, 1)
 		go func() { answer <- slotTarget{target{c, 0}}.Settle(4096) }()
-		h, err := readHead(conn)
+		h, err := wire.ReadHead(conn, maxBody)
 		if err != nil {
 			t.Fatal(err)
 		}
-		body := make([]byte, h.size)
+		body := make([]byte, h.Size)
 		if _, err := io.ReadFull(conn, body); err != nil {
 			t.Fatal(err)
 		}
@@ -566,15 +567,15 @@ func TestGarbage(t *testing.T) {
 	for name, data := range map[string][]byte{
 		"text":              []byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
 		"zeros":             make([]byte, 100),
-		"a huge length":     head{kind: aData, size: 1<<32 - 1}.append(nil),
-		"a reply":           head{kind: aReply}.append(nil),
-		"a step":            head{kind: aStep}.append(nil),
-		"no JSON":           append(head{kind: aCall, size: 3}.append(nil), "abc"...),
-		"other JSON":        append(head{kind: aCall, size: 2}.append(nil), "[]"...),
-		"JSON with more":    append(head{kind: aCall, size: 31}.append(nil), `{"do": "arm", "wherever": "all"}`...),
-		"two JSON":          append(head{kind: aCall, size: 28}.append(nil), `{"do":"arm"} {"do":"arm"}   `...),
-		"half a frame":      append(head{kind: aData, size: 1000}.append(nil), "abc"...),
-		"too much metadata": bytes.Repeat(append(head{kind: aMetadata, size: maxBody}.append(nil), make([]byte, maxBody)...), maxMetadata/maxBody+1),
+		"a huge length":     wire.Head{Kind: aData, Size: 1<<32 - 1}.Append(nil),
+		"a reply":           wire.Head{Kind: aReply}.Append(nil),
+		"a step":            wire.Head{Kind: aStep}.Append(nil),
+		"no JSON":           append(wire.Head{Kind: aCall, Size: 3}.Append(nil), "abc"...),
+		"other JSON":        append(wire.Head{Kind: aCall, Size: 2}.Append(nil), "[]"...),
+		"JSON with more":    append(wire.Head{Kind: aCall, Size: 31}.Append(nil), `{"do": "arm", "wherever": "all"}`...),
+		"two JSON":          append(wire.Head{Kind: aCall, Size: 28}.Append(nil), `{"do":"arm"} {"do":"arm"}   `...),
+		"half a frame":      append(wire.Head{Kind: aData, Size: 1000}.Append(nil), "abc"...),
+		"too much metadata": bytes.Repeat(append(wire.Head{Kind: aMetadata, Size: maxBody}.Append(nil), make([]byte, maxBody)...), maxMetadata/maxBody+1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
@@ -590,12 +591,12 @@ func TestGarbage(t *testing.T) {
 
 // serve lets a writer read data, and the end of the socket after it.
 func (r *rig) serve(data []byte) error {
-	near, far, err := Pair()
+	near, far, err := wire.Pair()
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer near.Close()
-	conn, err := Conn(far)
+	conn, err := wire.Conn(far)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -724,14 +725,14 @@ func TestDisarmDoesNotWaitForSecrets(t *testing.T) {
 
 // When the writer ends, everything that the agent asks is an error that says so.
 func TestTheWriterDies(t *testing.T) {
-	near, far, err := Pair()
+	near, far, err := wire.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := NewClient(near)
 	answer := make(chan error, 1)
 	go func() { answer <- c.Arm(t.Context()) }()
-	if _, err := readHead(far); err != nil { // it has asked
+	if _, err := wire.ReadHead(far, maxBody); err != nil { // it has asked
 		t.Fatal(err)
 	}
 	far.Close()
@@ -757,22 +758,22 @@ func TestTheWriterDies(t *testing.T) {
 // A writer is believed as little as it has to be: its replies are bounded, too.
 func TestAWriterThatTalksNonsense(t *testing.T) {
 	for name, data := range map[string][]byte{
-		"a huge length":             head{kind: aReply, id: 1, size: 1<<32 - 1}.append(nil),
-		"a reply to nothing":        append(head{kind: aReply, id: 77, size: 2}.append(nil), "{}"...),
-		"a reply that is no answer": append(head{kind: aReply, id: 1, size: 2}.append(nil), "[]"...),
-		"a call":                    head{kind: aCall, id: 1}.append(nil),
+		"a huge length":             wire.Head{Kind: aReply, ID: 1, Size: 1<<32 - 1}.Append(nil),
+		"a reply to nothing":        append(wire.Head{Kind: aReply, ID: 77, Size: 2}.Append(nil), "{}"...),
+		"a reply that is no answer": append(wire.Head{Kind: aReply, ID: 1, Size: 2}.Append(nil), "[]"...),
+		"a call":                    wire.Head{Kind: aCall, ID: 1}.Append(nil),
 	} {
-		near, far, err := Pair()
+		near, far, err := wire.Pair()
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := Conn(far)
+		conn, err := wire.Conn(far)
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := NewClient(near)
 		go func() {
-			readHead(conn)
+			wire.ReadHead(conn, maxBody)
 			conn.Write(data)
 			io.Copy(io.Discard, conn)
 			conn.Close()
@@ -792,7 +793,7 @@ func TestErrorsCross(t *testing.T) {
 			t.Fatal(err)
 		}
 		var a answer
-		if err := decode(data, &a); err != nil {
+		if err := wire.Decode(data, &a); err != nil {
 			t.Fatal(err)
 		}
 		got := a.err()
@@ -816,9 +817,9 @@ func TestErrorsCross(t *testing.T) {
 // recorded is what an honest agent sends for a whole update.
 func (r *rig) recorded() []byte {
 	var b bytes.Buffer
-	put := func(h head, body []byte) {
-		h.size = uint32(len(body))
-		b.Write(h.append(nil))
+	put := func(h wire.Head, body []byte) {
+		h.Size = uint32(len(body))
+		b.Write(h.Append(nil))
 		b.Write(body)
 	}
 	ask := func(id uint32, c call) {
@@ -826,18 +827,18 @@ func (r *rig) recorded() []byte {
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		put(head{kind: aCall, id: id}, body)
+		put(wire.Head{Kind: aCall, ID: id}, body)
 	}
 	data := r.payload(r.key, nil)
 	rel := r.release(data)
-	put(head{kind: aMetadata}, rel.Metadata)
+	put(wire.Head{Kind: aMetadata}, rel.Metadata)
 	ask(1, call{Do: doBegin, Release: &rel})
 	for i, q := range r.open(data).Partitions {
 		body := r.image
 		if q.Name == "kernel" {
 			body = noise("kernel", 8192)
 		}
-		put(head{kind: aData, part: uint8(i)}, body)
+		put(wire.Head{Kind: aData, Part: uint8(i)}, body)
 		ask(uint32(2+i), call{Do: doFlush, Part: i})
 	}
 	ask(4, call{Do: doSettle, Upto: 4096})
@@ -859,7 +860,7 @@ func FuzzServe(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(append(head{kind: aCall, id: 1, size: uint32(len(body))}.append(nil), body...))
+		f.Add(append(wire.Head{Kind: aCall, ID: 1, Size: uint32(len(body))}.Append(nil), body...))
 	}
 	if err := r.serve(good); err != nil || !r.slot("USR-B").Bootable() {
 		f.Fatalf("the seed is no update: %v, %+v", err, r.slot("USR-B"))

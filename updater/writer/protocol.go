@@ -1,12 +1,7 @@
 package writer
 
 import (
-	"bytes"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"slices"
 
@@ -16,58 +11,23 @@ import (
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/postinstall"
 	"github.com/flipside-linux/flipside/updater/trust"
+	"github.com/flipside-linux/flipside/updater/wire"
 )
 
-// The protocol. Both ends send frames: a head of fixed size, and a body of at most maxBody bytes. The agent sends metadata and data, which are not answered, and
+// The protocol. Both ends send frames, with a body of at most maxBody bytes. The agent sends metadata and data, which are not answered, and
 // calls, which are, each by one reply with its number. Steps come when they like. What went wrong with data is told by the next reply.
-
-// kind is what a frame is.
-type kind uint8
-
 const (
-	aCall     kind = 1 + iota // JSON of a call
-	aMetadata                 // a piece of the beginning of a payload, before the call of Begin
-	aData                     // bytes of part, for off
-	aReply                    // JSON of an answer
-	aStep                     // what is being done, in words
+	aCall     wire.Kind = 1 + iota // JSON of a call
+	aMetadata                      // a piece of the beginning of a payload, before the call of Begin
+	aData                          // bytes of part, for off
+	aReply                         // JSON of an answer
+	aStep                          // what is being done, in words
 )
 
 const (
-	headSize    = 20
 	maxBody     = 2 << 20  // what an operation of most payloads makes, to be written at once
 	maxMetadata = 65 << 20 // what package payload accepts, and its own signature
 )
-
-// head is the beginning of a frame.
-type head struct {
-	kind kind
-	part uint8
-	id   uint32 // of a call
-	off  int64
-	size uint32 // of the body
-}
-
-func (h head) append(b []byte) []byte {
-	b = append(b, byte(h.kind), h.part, 0, 0)
-	b = binary.BigEndian.AppendUint32(b, h.id)
-	b = binary.BigEndian.AppendUint64(b, uint64(h.off))
-	return binary.BigEndian.AppendUint32(b, h.size)
-}
-
-// readHead reads the head of the next frame. Its error is io.EOF if there is none.
-func readHead(r io.Reader) (head, error) {
-	var b [headSize]byte
-	if _, err := io.ReadFull(r, b[:]); err != nil {
-		return head{}, err
-	}
-	h := head{kind(b[0]), b[1], binary.BigEndian.Uint32(b[4:]), int64(binary.BigEndian.Uint64(b[8:])), binary.BigEndian.Uint32(b[16:])}
-	if b[2] != 0 || b[3] != 0 || h.kind < aCall || h.kind > aStep || h.size > maxBody {
-		return head{}, fmt.Errorf("%w: a frame of kind %d with %d bytes", errFrame, h.kind, h.size)
-	}
-	return h, nil
-}
-
-var errFrame = errors.New("what came over the socket is no frame of the protocol")
 
 // call is what an agent asks for.
 type call struct {
@@ -97,19 +57,6 @@ const (
 	doConfirm = "confirm"
 	doRaise   = "raise"
 )
-
-// decode reads the one JSON value in b.
-func decode(b []byte, to any) error {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(to); err != nil {
-		return fmt.Errorf("%w: %w", errFrame, err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return fmt.Errorf("%w: something follows the JSON", errFrame)
-	}
-	return nil
-}
 
 // answer is the outcome of a call.
 type answer struct {
