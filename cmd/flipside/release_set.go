@@ -22,14 +22,14 @@ func (a *app) releaseSet(dir *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set CHANNEL",
 		Short: "change how a channel is rolled out",
-		Long: `Change how a channel is rolled out. What is not given stays as it is; 0 and "" lift a limit, and --percent 100 lifts the
-percentage. The same can be written into DIR/channels/CHANNEL.toml by hand.`,
+		Long: `Change how a channel is rolled out. What is not given stays as it is; 0 and "" lift a limit, but
+--percent 0 is nobody: 100 is all hosts. The same can be written into DIR/channels/CHANNEL.toml by hand.`,
 		Example: `  flipside release set stable --percent 10 --stop-after-failures 3
   flipside release set stable --hours "Mon-Fri 09:00-17:00" --time-zone Europe/Berlin --after canary --after-healthy 5`,
 		Args: exactArgs(1, "CHANNEL"),
 	}
 	f := cmd.Flags()
-	f.IntVar(&c.Percent, "percent", 0, "of the hosts, 1 to 100, by a hash of their id and the version")
+	percent := f.Int("percent", 0, "of the hosts, by a hash of their id and the version; 0 is nobody, 100 is all")
 	f.IntVar(&c.MaxConcurrent, "max-concurrent", 0, "updates at once")
 	f.IntVar(&c.MaxPerPeriod, "max-per-period", 0, "updates begun in one period")
 	f.StringVar(&c.Period, "period", "", "such as 1h")
@@ -46,8 +46,8 @@ percentage. The same can be written into DIR/channels/CHANNEL.toml by hand.`,
 	f.StringVar(&c.PollInterval, "poll-interval", "", "what hosts are asked to wait between checks")
 	f.StringSliceVar(&c.Floors, "floors", nil, "versions that no host may skip, comma-separated")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if cmd.Flags().Changed("percent") && (c.Percent < 1 || c.Percent > 100) {
-			return withHint(usagef("--percent %d is not one from 1 to 100, which is all hosts", c.Percent), "to let nobody have the release: flipside release pause %s", args[0])
+		if *percent < 0 || *percent > 100 {
+			return usagef("--percent %d is not one from 0, which is nobody, to 100, which is all hosts", *percent)
 		}
 		p := &server.Publisher{Dir: *dir}
 		if _, err := p.Channel(args[0]); err != nil {
@@ -56,7 +56,7 @@ percentage. The same can be written into DIR/channels/CHANNEL.toml by hand.`,
 		changed := 0
 		ch, err := p.Change(args[0], func(now *server.Channel) error {
 			for name, set := range map[string]func(){
-				"percent": func() { now.Percent = c.Percent }, "max-concurrent": func() { now.MaxConcurrent = c.MaxConcurrent },
+				"percent": func() { now.Percent = percent }, "max-concurrent": func() { now.MaxConcurrent = c.MaxConcurrent },
 				"max-per-period": func() { now.MaxPerPeriod = c.MaxPerPeriod }, "period": func() { now.Period = c.Period },
 				"stop-after-failures": func() { now.StopFailures = c.StopFailures }, "stop-after-timeouts": func() { now.StopTimeouts = c.StopTimeouts },
 				"stop-after-differing-boots": func() { now.StopDiffers = c.StopDiffers },

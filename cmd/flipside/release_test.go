@@ -163,10 +163,10 @@ func TestReleaseAndServe(t *testing.T) {
 	run(exitFailed, "not known", "release", "pause", "--dir", dir, "nightly")
 	run(0, "10 % of the hosts, Mon-Fri 09:00-17:00 Europe/Berlin, stops after 3 failures, stops when 5 % fail", "release", "set", "--dir", dir, "beta",
 		"--percent", "10", "--stop-after-failures", "3", "--stop-failure-percent", "5", "--hours", "Mon-Fri 09:00-17:00", "--time-zone", "Europe/Berlin")
-	run(exitUsage, "flipside release pause beta", "release", "set", "--dir", dir, "beta", "--percent", "0")
+	run(0, "no host, Mon-Fri", "release", "set", "--dir", dir, "beta", "--percent", "0")
 	run(0, "all hosts, Mon-Fri", "release", "set", "--dir", dir, "beta", "--percent", "100")
 	run(exitUsage, "nothing to set", "release", "set", "--dir", dir, "beta")
-	run(exitUsage, "1 to 100", "release", "set", "--dir", dir, "beta", "--percent", "101")
+	run(exitUsage, "nobody, to 100", "release", "set", "--dir", dir, "beta", "--percent", "101")
 	run(0, "withdrawn: 1.2.0", "release", "withdraw", "--dir", dir, "beta", "1.2.0")
 	run(exitUsage, "three numbers", "release", "withdraw", "--dir", dir, "beta", "garbage")
 	run(0, "not published here", "release", "withdraw", "--dir", dir, "beta", "8.0.0")

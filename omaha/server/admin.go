@@ -67,9 +67,6 @@ type Limits struct {
 	StopFailurePercent *int `json:"stop_failure_percent,omitempty"`
 }
 
-// ErrNobody is why 0 percent is refused: in a channel's file no number is for all hosts.
-var ErrNobody = errors.New("percent = 0 would be nobody: 100 is all hosts; to let nobody have the release, pause the channel")
-
 // Withdraw lets no host on a channel get a version any more, or with undo lets them get it again. It may be one that is not published here, yet: known says
 // whether it is.
 func (p *Publisher) Withdraw(channel, version string, undo bool) (c Channel, known bool, err error) {
@@ -104,10 +101,10 @@ func (p *Publisher) Apply(channel string, o Order) (Channel, error) {
 		}
 		return p.Change(channel, func(c *Channel) error {
 			if l := o.Limits; l != nil {
-				if l.Percent != nil && *l.Percent == 0 {
-					return ErrNobody
+				if l.Percent != nil {
+					c.Percent = l.Percent
 				}
-				for from, to := range map[*int]*int{l.Percent: &c.Percent, l.MaxConcurrent: &c.MaxConcurrent, l.MaxPerPeriod: &c.MaxPerPeriod,
+				for from, to := range map[*int]*int{l.MaxConcurrent: &c.MaxConcurrent, l.MaxPerPeriod: &c.MaxPerPeriod,
 					l.StopFailures: &c.StopFailures, l.StopTimeouts: &c.StopTimeouts, l.StopDiffers: &c.StopDiffers,
 					l.StopFailurePercent: &c.StopFailurePercent} {
 					if from != nil {

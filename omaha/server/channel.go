@@ -21,7 +21,7 @@ type Channel struct {
 	Downgrade bool      `toml:"downgrade,omitempty" json:"downgrade,omitempty"` // offer the version to newer hosts too
 
 	Paused        bool   `toml:"paused,omitempty" json:"paused,omitempty"`
-	Percent       int    `toml:"percent,omitzero" json:"percent,omitempty"`               // of the hosts, 1..100; absent is all
+	Percent       *int   `toml:"percent,omitempty" json:"percent,omitempty"`              // of the hosts; 0 is nobody, absent is all
 	MaxConcurrent int    `toml:"max_concurrent,omitzero" json:"max_concurrent,omitempty"` // updates at once; 0 is no limit
 	MaxPerPeriod  int    `toml:"max_per_period,omitzero" json:"max_per_period,omitempty"` // updates begun in one period
 	Period        string `toml:"period,omitempty" json:"period,omitempty"`                // default 1h
@@ -69,7 +69,7 @@ func (c Channel) check() error {
 			}
 		}
 	}
-	for key, n := range map[string]int{"percent": c.Percent, "max_concurrent": c.MaxConcurrent, "max_per_period": c.MaxPerPeriod,
+	for key, n := range map[string]int{"percent": c.Share(), "max_concurrent": c.MaxConcurrent, "max_per_period": c.MaxPerPeriod,
 		"stop_after_failures": c.StopFailures, "stop_after_timeouts": c.StopTimeouts, "stop_after_differing_boots": c.StopDiffers,
 		"stop_failure_percent": c.StopFailurePercent, "stop_failure_min": c.StopFailureMin} {
 		if n < 0 || (strings.HasSuffix(key, "percent") && n > 100) {
@@ -126,10 +126,19 @@ func (c Channel) next(running semver.Version) (semver.Version, error) {
 	return best, nil
 }
 
+// Share is how many percent of the hosts get the version.
+func (c Channel) Share() int {
+	if c.Percent == nil {
+		return 100
+	}
+	return *c.Percent
+}
+
 // in says whether a host is among the first percent of the hosts for a version. It depends on nothing but the two
 // names: a host that is in stays in when the percentage grows, and each version draws its own order.
 func (c Channel) in(machine, version string) bool {
-	if c.Percent <= 0 || c.Percent >= 100 {
+	share := c.Share()
+	if share >= 100 {
 		return true
 	}
 	h := fnv.New64a()
@@ -140,14 +149,17 @@ func (c Channel) in(machine, version string) bool {
 	x ^= x >> 33 // FNV mixes its last bytes poorly, and machine ids often differ only there
 	x *= 0xff51afd7ed558ccd
 	x ^= x >> 33
-	return x%100 < uint64(c.Percent)
+	return x%100 < uint64(share)
 }
 
 // Words says in one line to whom the channel's version goes, and how fast.
 func (c Channel) Words() string {
 	words := []string{"all hosts"}
-	if c.Percent > 0 && c.Percent < 100 {
-		words[0] = fmt.Sprintf("%d %% of the hosts", c.Percent)
+	switch share := c.Share(); {
+	case share == 0:
+		words[0] = "no host"
+	case share < 100:
+		words[0] = fmt.Sprintf("%d %% of the hosts", share)
 	}
 	if c.MaxConcurrent > 0 {
 		words = append(words, fmt.Sprintf("%d at once", c.MaxConcurrent))

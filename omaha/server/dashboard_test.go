@@ -38,7 +38,7 @@ func fleetLab(t *testing.T) *lab {
 		step(20 * time.Second)
 	}
 	l.publishVersion("1.1.0", 2)
-	l.change(func(c *Channel) { c.MaxConcurrent, c.StopFailures, c.Percent = 6, 3, 80 })
+	l.change(func(c *Channel) { c.MaxConcurrent, c.StopFailures, c.Percent = 6, 3, new(80) })
 	for i, c := range hosts[:30] {
 		step(2 * time.Minute)
 		a := l.check(c)

@@ -281,7 +281,7 @@ func (s *Server) held(h *Host, ch Channel, r *rollout, rel Release, prefix strin
 	case !under(rel.Version, prefix):
 		return fmt.Sprintf("the host asks for %s only", clean(prefix))
 	case !ch.in(h.ID, rel.Version):
-		return fmt.Sprintf("the release goes to %d %% of the hosts so far", ch.Percent)
+		return fmt.Sprintf("the release goes to %d %% of the hosts so far", ch.Share())
 	}
 	if h.Target == rel.Version && r.active[h.ID] {
 		return "" // it has its place already

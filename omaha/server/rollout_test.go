@@ -185,9 +185,19 @@ func TestPolicy(t *testing.T) {
 		l := newLab(t)
 		l.publishVersion("1.1.0", 1)
 		none, all := 0, 100
-		if _, err := l.publish.Apply("stable", Order{Action: "limit", Limits: &Limits{Percent: &none}}); !errors.Is(err, ErrNobody) {
-			t.Errorf("0 percent: %v", err)
+		if c, err := l.publish.Apply("stable", Order{Action: "limit", Limits: &Limits{Percent: &none}}); err != nil || c.Words() != "no host" {
+			t.Errorf("0 percent: %+v, %v", c, err)
 		}
+		if err := l.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		l.wants(l.client(1, "1.0.0"), "", "0 % of the hosts")
+		// By hand, too; and what changes something else leaves it so.
+		if err := os.WriteFile(filepath.Join(l.dir, "channels", "stable.toml"), []byte("version = \"1.1.0\"\npercent = 0\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		l.change(func(c *Channel) { c.PollInterval = "5m" })
+		l.wants(l.client(1, "1.0.0"), "", "0 % of the hosts")
 		if c, err := l.publish.Apply("stable", Order{Action: "limit", Limits: &Limits{Percent: &all}}); err != nil || c.Words() != "all hosts" {
 			t.Errorf("100 percent: %+v, %v", c, err)
 		}
@@ -280,7 +290,7 @@ func TestPercent(t *testing.T) {
 	count := func(percent int, version string) map[int]bool {
 		in := map[int]bool{}
 		for i := range 2000 {
-			if (Channel{Percent: percent}).in(fmt.Sprintf("%032x", i), version) {
+			if (Channel{Percent: &percent}).in(fmt.Sprintf("%032x", i), version) {
 				in[i] = true
 			}
 		}
@@ -304,8 +314,8 @@ func TestPercent(t *testing.T) {
 	if same > 60 {
 		t.Errorf("%d hosts are the first ones of two versions", same)
 	}
-	if len(count(0, "1.1.0")) != 2000 || len(count(100, "1.1.0")) != 2000 {
-		t.Error("0 and 100 do not mean all")
+	if n, all := len(count(0, "1.1.0")), len(count(100, "1.1.0")); n != 0 || all != 2000 || !(Channel{}).in("a", "1.1.0") {
+		t.Errorf("0 %% are %d hosts, 100 %% are %d of 2000, and no number has to be all", n, all)
 	}
 }
 

@@ -128,7 +128,7 @@ func TestStopNeedsNoDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l.change(func(c *Channel) { c.Percent = 50 }) // what has nothing to do with it
+	l.change(func(c *Channel) { c.Percent = new(50) }) // what has nothing to do with it
 	l.stands(bad)
 	l.commit(true)
 	l.file(bad)
@@ -136,7 +136,7 @@ func TestStopNeedsNoDisk(t *testing.T) {
 		t.Errorf("problems that are gone: %q", problems)
 	}
 
-	l.change(func(c *Channel) { c.Percent = 0; c.resume(l.clock.Now()) })
+	l.change(func(c *Channel) { c.Percent = nil; c.resume(l.clock.Now()) })
 	if !l.fails(10) {
 		t.Fatal("a rollout that was resumed goes on")
 	}
