@@ -178,6 +178,35 @@ func TestDashboardEscapes(t *testing.T) {
 	wellFormed(t, page)
 }
 
+// The button that goes back names the version that it goes back to, and is not there when there is none.
+func TestDashboardBack(t *testing.T) {
+	l := newLab(t)
+	l.opt.Admins.Tokens = map[string]string{"ops": "secret"}
+	for i, version := range []string{"1.0.0", "1.1.0", "1.2.0", "1.3.0"} {
+		l.publishVersion(version, byte(i))
+	}
+	button := regexp.MustCompile(`>Back to ([^<]*)<`)
+	for _, tt := range []struct {
+		change func(*Channel)
+		want   string
+	}{
+		{func(*Channel) {}, "1.2.0"},
+		{func(c *Channel) { c.Blacklist = []string{"1.2.0"} }, "1.1.0"},
+		{func(*Channel) { os.Remove(filepath.Join(l.dir, "payloads", "1.1.0.payload")) }, "1.0.0"},
+		{func(c *Channel) { c.Blacklist = []string{"1.0.0", "1.2.0"} }, ""},
+	} {
+		l.change(tt.change)
+		_, page := l.get("/")
+		shown := ""
+		if m := button.FindStringSubmatch(page); m != nil {
+			shown = m[1]
+		}
+		if shown != tt.want {
+			t.Errorf("the page would go back to %q, want %q", shown, tt.want)
+		}
+	}
+}
+
 // The page's buttons need the token each time, so a foreign page cannot press them.
 func TestDashboardForms(t *testing.T) {
 	l := newLab(t)

@@ -371,26 +371,37 @@ func (p *Publisher) Rollback(name string, downgrade bool) (Channel, error) {
 		return Channel{}, err
 	}
 	return p.Change(name, func(c *Channel) error {
-		if len(c.Previous) == 0 {
-			return fmt.Errorf("channel %s has held no other version: %w", name, ErrUnknown)
-		}
-		var why error
-		i := slices.IndexFunc(c.Previous, func(version string) bool {
-			err := p.published(version)
-			if slices.Contains(c.Blacklist, version) {
-				err = fmt.Errorf("version %q is withdrawn", version)
-			}
-			why = errors.Join(why, err)
-			return err == nil && version != c.Version
-		})
-		if i < 0 {
-			return fmt.Errorf("channel %s has held nothing that it could go back to: %w", name, why)
+		i, err := p.back(*c)
+		if err != nil {
+			return fmt.Errorf("channel %s %w", name, err)
 		}
 		c.Version, c.Previous = c.Previous[i], c.Previous[i+1:]
 		c.resume(p.now())
 		c.Downgrade, c.Moved = downgrade, p.now().UTC().Truncate(time.Second)
 		return nil
 	})
+}
+
+// back finds which of the versions that a channel held before a rollback goes to.
+func (p *Publisher) back(c Channel) (int, error) {
+	if len(c.Previous) == 0 {
+		return 0, fmt.Errorf("has held no other version: %w", ErrUnknown)
+	}
+	var why error
+	for i, version := range c.Previous {
+		err := p.published(version)
+		if slices.Contains(c.Blacklist, version) {
+			err = fmt.Errorf("version %q is withdrawn", version)
+		}
+		if err == nil && version != c.Version {
+			return i, nil
+		}
+		why = errors.Join(why, err)
+	}
+	if why == nil {
+		why = ErrUnknown // all of them are what it holds
+	}
+	return 0, fmt.Errorf("has held nothing that it could go back to: %w", why)
 }
 
 // Pause stops or resumes a channel's rollout. Resuming also lifts a stop that the server decided by itself.

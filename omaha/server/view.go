@@ -52,6 +52,7 @@ type channelView struct {
 	Name                                  string
 	Channel                               Channel
 	Rollout, Halted                       string
+	Back                                  string // where a rollback would go
 	Hosts, Done, Active, Failed, Waiting  int
 	DonePercent, ActivePercent, FailedPct int
 	FailedX                               int // where the failed part of the bar begins
@@ -105,6 +106,11 @@ func (s *Server) view(r *http.Request, now time.Time) view {
 	v.Chart = newChart(levels(samples, f.channel), colours)
 	for _, cv := range channels {
 		cv.percent()
+		if v.Admin {
+			if i, err := s.publish.back(cv.Channel); err == nil {
+				cv.Back = cv.Channel.Previous[i]
+			}
+		}
 		if len(channels) > 1 {
 			cv.Chart = newChart(levels(samples, cv.Name), colours)
 		}
