@@ -169,7 +169,8 @@ func (p *Proof) Words() string {
 	return ""
 }
 
-// measured counts a host whose boot of its channel's release was not that release's. Server.mu is held.
+// measured counts a host whose boot of its channel's release was not that release's. A boot of a floor does not count: a host may have been there since before the
+// rollout began, and proves that boot again whenever its daemon starts. Server.mu is held.
 func (s *Server) measured(h *Host) {
 	r := s.rollouts[h.Channel]
 	if r == nil || h.Proof == nil || h.Proof.Version != r.Version {
