@@ -5,13 +5,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/godbus/dbus/v5"
 
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/bus"
@@ -52,6 +56,7 @@ func TestOrdersOnTheBus(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	var refuse atomic.Bool // also a look
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -60,7 +65,7 @@ func TestOrdersOnTheBus(t *testing.T) {
 			}
 			line, _ := bufio.NewReader(c).ReadBytes('\n')
 			r := control.Reply{Error: "not permitted to user 1000", Kind: "denied"}
-			if strings.Contains(string(line), `"status"`) {
+			if strings.Contains(string(line), `"status"`) && !refuse.Load() {
 				r = control.Reply{Status: &updater.Status{Version: "1.0.0"}}
 			}
 			json.NewEncoder(c).Encode(r)
@@ -91,6 +96,27 @@ func TestOrdersOnTheBus(t *testing.T) {
 	}
 	run(exitPermitted, "not permitted to user 1000", "pause")
 	run(exitPermitted, "not permitted to user 1000", "plan")
+
+	// A daemon that says no more on the bus when it has taken an order is looked at where anybody may look.
+	conn, err := dbus.Connect(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mute := map[string]any{
+		"Pause":     func(string, int64) *dbus.Error { return nil },
+		"GetStatus": func() (string, *dbus.Error) { return "", dbus.MakeFailedError(errors.New("no more")) },
+	}
+	if err := conn.ExportMethodTable(mute, bus.Path, bus.Interface); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.RequestName(bus.Name, dbus.NameFlagDoNotQueue); err != nil {
+		t.Fatal(err)
+	}
+	run(exitOK, `"version": "1.0.0"`, "--json", "pause")
+	refuse.Store(true)
+	run(exitFailed, "has taken the order, and its status cannot be read", "--json", "pause")
+	refuse.Store(false)
+	conn.Close()
 
 	d := &onBus{changed: make(chan struct{})}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -89,7 +89,13 @@ func (a *app) do(ctx context.Context, c control.Command) (updater.Status, error)
 	st, err := control.Do(ctx, socket, c)
 	if a.mayAskBus(err) && !c.BelowFloor {
 		var onBus error
-		if st, onBus = a.busClient().Do(ctx, c); !errors.Is(onBus, control.ErrNotRunning) {
+		st, onBus = a.busClient().Do(ctx, c)
+		if errors.Is(onBus, bus.ErrTaken) { // whom the socket lets give no orders may still look
+			if now, err := a.now(ctx); err == nil {
+				return now, nil
+			}
+		}
+		if !errors.Is(onBus, control.ErrNotRunning) {
 			return st, daemonError(onBus)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
+	"github.com/flipside-linux/flipside/updater/bus"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/control"
 )
@@ -53,6 +54,8 @@ func (a *app) now(ctx context.Context) (st updater.Status, err error) {
 // daemonError gives what the daemon answered an exit code and says what to do.
 func daemonError(err error) error {
 	switch {
+	case errors.Is(err, bus.ErrTaken):
+		return withHint(err, `"flipside status" shows what came of it, once flipsided answers`)
 	case errors.Is(err, control.ErrNotRunning):
 		return withHint(err, "systemctl status flipsided says why; --socket or --config name another daemon")
 	case errors.Is(err, control.ErrDenied):

@@ -530,6 +530,31 @@ func TestClient(t *testing.T) {
 	if _, err := c.Do(t.Context(), control.Command{Action: control.Rollback, BelowFloor: true}); !errors.Is(err, control.ErrDenied) || len(d.done()) != before {
 		t.Errorf("below the floor: %v, %q", err, d.done()[before:])
 	}
+	// A daemon that ends when it has taken the order, and says nothing more, or not what a status is.
+	for _, said := range []string{"", "{"} {
+		gone := Client{Address: startBus(t)}
+		conn, err := dbus.Connect(gone.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		status := func() (string, *dbus.Error) {
+			if said == "" {
+				return "", dbus.NewError("org.freedesktop.DBus.Error.ServiceUnknown", []any{"gone"})
+			}
+			return said, nil
+		}
+		methods := map[string]any{"Resume": func() *dbus.Error { return nil }, "GetStatus": status}
+		if err := conn.ExportMethodTable(methods, Path, Interface); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.RequestName(Name, dbus.NameFlagDoNotQueue); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := gone.Do(t.Context(), control.Command{Action: control.Resume}); !errors.Is(err, ErrTaken) || errors.Is(err, control.ErrNotRunning) {
+			t.Errorf("a status that is %q: %v", said, err)
+		}
+	}
 	if _, err := (Client{Address: "unix:path=/nowhere"}).Do(t.Context(), control.Command{Action: control.Check}); !errors.Is(err, control.ErrNotRunning) {
 		t.Errorf("no bus: %v", err)
 	}

@@ -18,7 +18,11 @@ type Client struct {
 	Ask     bool   // a person is there who can say who they are, if polkit wants to know
 }
 
-// Do tells the daemon to do something and returns the status after it. The errors are those of [control.Do].
+// ErrTaken says that the daemon has taken an order, and that nothing is known of where the host stands after it: one that reads its configuration again, or reboots,
+// may be gone by then.
+var ErrTaken = errors.New("flipsided has taken the order, and its status cannot be read")
+
+// Do tells the daemon to do something and returns the status after it. The errors are those of [control.Do], and [ErrTaken].
 func (c Client) Do(ctx context.Context, o control.Command) (st updater.Status, err error) {
 	method, args := "", []any{}
 	switch o.Action {
@@ -44,16 +48,17 @@ func (c Client) Do(ctx context.Context, o control.Command) (st updater.Status, e
 	if method == "" || o.BelowFloor {
 		return st, fmt.Errorf("%w: the message bus has no such order", control.ErrDenied)
 	}
+	var unread error // whatever it is, it is no refusal of the order
 	err = c.call(ctx, func(call func(method string, args ...any) *dbus.Call) error {
 		if err := call(method, args...).Err; err != nil {
 			return err
 		}
-		// The order is taken. A daemon that reads its configuration again, or reboots, may be gone by now.
-		if err := decode(call("GetStatus"), &st); err != nil {
-			st = updater.Status{}
-		}
+		unread = decode(call("GetStatus"), &st)
 		return nil
 	})
+	if unread != nil {
+		return updater.Status{}, fmt.Errorf("%w: %w", ErrTaken, unread)
+	}
 	return st, err
 }
 
