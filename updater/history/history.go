@@ -61,6 +61,13 @@ const (
 	maxText = 2 << 10
 )
 
+// output is the file that a Log writes, or in tests one that fails.
+type output interface {
+	io.WriteCloser
+	Truncate(size int64) error
+	Sync() error
+}
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Log is a history that is written. One process at a time writes; a Log may be used by several goroutines.
@@ -71,7 +78,7 @@ type Log struct {
 	unsafe bool // nothing is flushed: for tests that look at what is written, not at when
 
 	mu     sync.Mutex
-	f      *os.File // nil while there is none: closed, or the disk was full as a new one was begun
+	f      output // nil while there is none: closed, or the disk was full as a new one was begun
 	closed bool
 	size   int64
 	seq    uint64
@@ -151,6 +158,9 @@ func (l *Log) Append(r Record) error {
 		if n > 0 && n < len(line) { // the disk is full: the next record must not be glued to this one
 			if terr := l.f.Truncate(l.size - int64(n)); terr == nil {
 				l.size -= int64(n)
+			} else { // then it begins on a line of its own
+				l.f.Close()
+				l.f = nil
 			}
 		}
 		return fmt.Errorf("adding to the history: %w", err)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var at = time.Date(2026, 11, 23, 4, 0, 0, 0, time.UTC)
@@ -262,6 +264,48 @@ func FuzzRead(f *testing.F) {
 			t.Fatalf("%+v, %v", got, err)
 		}
 	})
+}
+
+// full is a file on a disk that has room for a few bytes more, and again for all after one record did not fit; it cannot be shortened.
+type full struct {
+	output
+	room int
+}
+
+func (f *full) Write(data []byte) (int, error) {
+	n, err := f.output.Write(data[:min(len(data), f.room)])
+	if f.room -= n; err == nil && n < len(data) {
+		f.room, err = 1<<20, unix.ENOSPC
+	}
+	return n, err
+}
+
+func (f *full) Truncate(int64) error { return unix.EIO }
+
+// A record that was written in part and cannot be taken back costs no other.
+func TestTornAndNotTakenBack(t *testing.T) {
+	dir := t.TempDir()
+	l, err := open(&Log{dir: dir, unsafe: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	add := func(i int) error { return l.Append(Record{Time: at, Kind: "note", Text: fmt.Sprintf("number %d", i)}) }
+	if err := add(1); err != nil {
+		t.Fatal(err)
+	}
+	l.f = &full{output: l.f, room: 40}
+	if err := add(2); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("on a full disk: %v", err)
+	}
+	for i := 3; i <= 4; i++ {
+		if err := add(i); err != nil {
+			t.Error(err)
+		}
+	}
+	if records, damage := read(t, dir); len(records) != 3 || len(damage) != 1 || records[1].Text != "number 3" || records[2].Text != "number 4" {
+		t.Errorf("%+v, damage %v", records, damage)
+	}
 }
 
 // A history that could not begin a new file, as on a full disk, goes on when there is room again.
