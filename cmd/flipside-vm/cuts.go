@@ -17,7 +17,15 @@ import (
 type life struct {
 	number int
 	legs   [][]stage
-	tries  int // lives in which none of these stages came
+	tries  int  // lives in which none of these stages came
+	bls    bool // its boot loader is systemd-boot
+}
+
+func (n life) name() string {
+	if n.bls {
+		return fmt.Sprintf("bls-cuts-%d", n.number)
+	}
+	return fmt.Sprintf("cuts-%d", n.number)
 }
 
 // legsOfLife is how many releases a host goes through in which its power is cut.
@@ -82,9 +90,17 @@ func onTrial(leg []stage) int {
 	return 0
 }
 
-// cuts lets hosts update, several side by side, and cuts their power in every stage on the way.
-func cuts(ctx context.Context, l *lab) error {
+// cuts lets hosts update, several side by side, and cuts their power in every stage on the way. What boots next is in their partition tables.
+func cuts(ctx context.Context, l *lab) error { return l.cutPower(ctx, false) }
+
+// cutsOnEntries is the same with hosts whose boot loader is systemd-boot.
+func cutsOnEntries(ctx context.Context, l *lab) error { return l.cutPower(ctx, true) }
+
+func (l *lab) cutPower(ctx context.Context, bls bool) error {
 	queue := deal(l.cuts, l.jobs, rand.New(rand.NewPCG(l.seed, 0)))
+	for i := range queue {
+		queue[i].bls = bls
+	}
 	var (
 		mu   sync.Mutex
 		errs []error
@@ -128,6 +144,7 @@ func cuts(ctx context.Context, l *lab) error {
 
 // live plays a life. It returns the stages that did not come, as another life.
 func (n life) live(ctx context.Context, l *lab) (left life, err error) {
+	left.bls = n.bls
 	base, err := l.release("base")
 	if err != nil {
 		return left, err
@@ -136,11 +153,11 @@ func (n life) live(ctx context.Context, l *lab) (left life, err error) {
 	if len(later) < 2 {
 		return left, errors.New("power cuts need two releases after the first one")
 	}
-	name := fmt.Sprintf("cuts-%d", n.number)
+	name := n.name()
 	if err := l.publish(ctx, name, base); err != nil {
 		return left, err
 	}
-	m, err := l.machine(ctx, name, name, false)
+	m, err := l.machine(ctx, name, name, n.bls)
 	if err != nil {
 		return left, err
 	}

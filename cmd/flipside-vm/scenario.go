@@ -23,7 +23,7 @@ const (
 )
 
 var scenarios = map[string]func(context.Context, *lab) error{
-	"update": update, "panic": fallback("panic"), "hang": fallback("hang"), "sick": fallback("sick"), "cuts": cuts, "table": table, "journal": journal, "two": two, "rollback": rollback, "entries": entries, "bls": onEntries,
+	"update": update, "panic": fallback("panic"), "hang": fallback("hang"), "sick": fallback("sick"), "cuts": cuts, "bls-cuts": cutsOnEntries, "table": table, "journal": journal, "two": two, "rollback": rollback, "entries": entries, "bls": onEntries,
 }
 
 var stories = map[string]string{
@@ -32,6 +32,7 @@ var stories = map[string]string{
 	"hang":     "A release whose init hangs: the watchdog restarts the host, and it falls back",
 	"sick":     "A release that fails its health check: the host falls back",
 	"cuts":     "Power cuts at random moments of an update, of the reboot and of the confirmation",
+	"bls-cuts": "The same on hosts whose boot loader is systemd-boot, under a UEFI firmware",
 	"table":    "A disk whose primary partition table is damaged",
 	"journal":  "A root file system whose journal ends in a record that was written in half",
 	"two":      "Two hosts and one reboot semaphore",
