@@ -148,6 +148,7 @@ packages: ## deb, rpm, tarball, system extension and SBOM in dist/; the same com
 	@VERSION=$(VERSION) GO=$(abspath .ci/go) packaging/build
 
 packages-test: packages ## what the packages hold; install, upgrade, remove and purge in a clean Debian (root and mmdebstrap); a second build, byte for byte
+	@.ci/deps rpm
 	@packaging/test
 
 packages-short: ## the deb alone: in a clean Debian, and as the README says on a machine that reboots (root only; skipped with the reason where that cannot be)
