@@ -194,6 +194,7 @@ func run(ctx context.Context, path, lack string, log *slog.Logger) (err error) {
 		for range hup {
 			select {
 			case reload <- struct{}{}:
+				time.AfterFunc(started, lean)
 			case <-ctx.Done():
 				return
 			}
