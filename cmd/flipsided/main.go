@@ -28,6 +28,7 @@ import (
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/host"
 	"github.com/flipside-linux/flipside/updater/journal"
+	"github.com/flipside-linux/flipside/updater/supervisor"
 	"github.com/flipside-linux/flipside/updater/writer"
 )
 
@@ -63,15 +64,15 @@ func main() {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		err = run(ctx, *path, *lack, log)
-	case "writer":
+	case supervisor.Writer.String():
 		err = write(log)
-	case "errand":
+	case supervisor.Errand.String():
 		err = doErrand(*account)
 	default:
 		fmt.Fprintf(os.Stderr, "flipsided: there is no part %q\n", *part)
 		os.Exit(2)
 	}
-	var ended *writer.EndedError
+	var ended *supervisor.EndedError
 	if errors.As(err, &ended) {
 		if ended.Signal != 0 {
 			log.Error(err.Error())
@@ -138,36 +139,25 @@ func supervise(path, account string, self func(part string) *exec.Cmd, log *slog
 		}
 	}()
 	lean()
-	return writer.Supervise(agent, told, func(which writer.Part) *exec.Cmd {
+	return supervisor.Run(agent, told, func(which supervisor.Part) *exec.Cmd {
 		if _, err := read(); err != nil {
 			log.Error("the configuration cannot be used; what writes to the disk keeps the last one that could", "error", err)
 		}
-		cmd := self(partNames[which])
+		cmd := self(which.String())
 		cmd.Stdin = bytes.NewReader(last)
 		return cmd
 	}, func(state string) { daemon.SdNotify(false, state) }, log)
 }
 
-// partNames are the parts as the command line says them.
-var partNames = map[writer.Part]string{writer.TheWriter: "writer", writer.TheErrands: "errand"}
-
 // run is the agent: everything but what needs root. It gives up what rights it has before it says a word on the network.
 func run(ctx context.Context, path, lack string, log *slog.Logger) (err error) {
 	debug.SetMemoryLimit(96 << 20) // collect early rather than grow: updates run beside the host's real work
-	conn, err := writer.Inherited()
-	if err != nil {
-		return err
-	}
-	manager, err := writer.TellManager()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	s := writer.NewSpawner(conn, func(sig syscall.Signal) {
+	s, err := supervisor.Connect(func(sig syscall.Signal) {
 		if sig != syscall.SIGHUP {
 			cancel(nil)
 			return
@@ -177,6 +167,9 @@ func run(ctx context.Context, path, lack string, log *slog.Logger) (err error) {
 		default: // it is about to read its configuration
 		}
 	})
+	if err != nil {
+		return err
+	}
 	go func() {
 		<-s.Lost()
 		cancel(errLost)
@@ -200,7 +193,12 @@ func run(ctx context.Context, path, lack string, log *slog.Logger) (err error) {
 			}
 		}
 	}()
-	err = host.Serve(ctx, host.Options{Load: load, Start: s.Start, Lacks: lacks, Manager: manager, Errands: func() (*net.UnixConn, error) { return s.Connect(writer.TheErrands) }}, reload, log)
+	start := func(which supervisor.Part) func() (*net.UnixConn, error) {
+		return func() (*net.UnixConn, error) { return s.Start(which) }
+	}
+	err = host.Serve(ctx, host.Options{
+		Load: load, Start: writer.Over(start(supervisor.Writer)), Errands: start(supervisor.Errand), Manager: s.Tell, Lacks: lacks,
+	}, reload, log)
 	if err == nil && context.Cause(ctx) == errLost {
 		return errLost
 	}
@@ -247,7 +245,7 @@ func given() (c config.Config, err error) {
 // write is a writer.
 func write(log *slog.Logger) error {
 	debug.SetMemoryLimit(48 << 20)
-	conn, err := writer.Inherited()
+	conn, err := supervisor.Inherited()
 	if err != nil {
 		return err
 	}
@@ -256,7 +254,7 @@ func write(log *slog.Logger) error {
 
 // doErrand does one thing for the agent that needs the rights that it has given up.
 func doErrand(account string) error {
-	conn, err := writer.Inherited()
+	conn, err := supervisor.Inherited()
 	if err != nil {
 		return err
 	}

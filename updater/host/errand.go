@@ -131,8 +131,12 @@ type errands struct {
 // what was asked, and the signal that stops a service reaches all that is just being started.
 func (s errands) do(ctx context.Context, e errand) error {
 	for again := 1; ; again++ {
-		err := s.once(ctx, e)
-		if !errors.Is(err, errUnasked) || errors.Is(err, writer.ErrGone) || e.Do == doReboot || again == 5 {
+		conn, err := s.connect()
+		if err != nil {
+			return fmt.Errorf("%w (%s): %w", errUnasked, e.Do, err)
+		}
+		err = e.over(ctx, conn)
+		if !errors.Is(err, errUnasked) || e.Do == doReboot || again == 5 {
 			return err
 		}
 		select {
@@ -143,15 +147,13 @@ func (s errands) do(ctx context.Context, e errand) error {
 	}
 }
 
-func (s errands) once(ctx context.Context, e errand) error {
-	conn, err := s.connect()
-	if err != nil {
-		return fmt.Errorf("%w (%s): %w", errUnasked, e.Do, err)
-	}
+// over has an errand done by the process at the other end of conn, and closes that.
+func (e errand) over(ctx context.Context, conn net.Conn) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 	var o outcome
-	if err = send(conn, anErrand, e); err == nil {
+	err := send(conn, anErrand, e)
+	if err == nil {
 		err = receive(conn, anOutcome, maxOutcome, &o)
 	}
 	switch {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
+	"github.com/flipside-linux/flipside/updater/supervisor"
 	"github.com/flipside-linux/flipside/updater/writer"
 )
 
@@ -37,7 +39,7 @@ func TestMain(m *testing.M) {
 	if errors.As(err, &exit) {
 		os.Exit(exit.Status)
 	}
-	var ended *writer.EndedError
+	var ended *supervisor.EndedError
 	if errors.As(err, &ended) {
 		os.Exit(ended.Status)
 	}
@@ -56,15 +58,19 @@ func part(path, which string, log *slog.Logger) error {
 	}
 	load := func() (config.Config, error) { return config.Load(path) }
 	if which == "" {
-		return writer.Supervise(self("agent"), nil, func(writer.Part) *exec.Cmd { return self("writer") }, func(string) {}, log)
-	}
-	conn, err := writer.Inherited()
-	if err != nil {
-		return err
+		return supervisor.Run(self("agent"), nil, func(p supervisor.Part) *exec.Cmd { return self(p.String()) }, func(string) {}, log)
 	}
 	if which == "agent" {
-		s := writer.NewSpawner(conn, func(syscall.Signal) {})
-		return Serve(context.Background(), Options{Load: load, Start: s.Start}, nil, log)
+		s, err := supervisor.Connect(func(syscall.Signal) {})
+		if err != nil {
+			return err
+		}
+		start := writer.Over(func() (*net.UnixConn, error) { return s.Start(supervisor.Writer) })
+		return Serve(context.Background(), Options{Load: load, Start: start}, nil, log)
+	}
+	conn, err := supervisor.Inherited()
+	if err != nil {
+		return err
 	}
 	return writer.Serve(context.Background(), conn, load, log)
 }

@@ -4,7 +4,7 @@
 // reading only. The writer is started when something is to be written and ends when that is done. It alone opens the disk for writing, writes the
 // files beside a slot, runs the release's post-install program and the host's trust.unlock, and changes boot bits and the floor of releases. Between them is one socket.
 //
-// Both are started by a third process, which does nothing else: [Supervise]. The agent may be another user's process then.
+// A process of a third kind has started both: package supervisor. The agent may be another user's process then.
 //
 // # What crosses, and what is believed
 //

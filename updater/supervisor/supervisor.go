@@ -1,4 +1,4 @@
-package writer
+package supervisor
 
 import (
 	"errors"
@@ -11,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/flipside-linux/flipside/updater/wire"
 )
@@ -31,10 +29,10 @@ func (e *EndedError) Error() string {
 	return fmt.Sprintf("the agent ended with status %d", e.Status)
 }
 
-// Supervise runs agent as a child with a socket ([Inherited], [NewSpawner]), starts parts for it as [Spawn] does, passes on the signals that come on told, and returns when
+// Run runs agent as a child that calls [Connect], starts the parts that it asks for by their commands, passes on the signals that come on told, and returns when
 // the agent has ended, with an [*EndedError] if that was not well. The two end together: the agent is killed if this process is, and ends by itself when
-// it finds the socket at its end. manager is told what the agent tells the service manager ([TellManager]).
-func Supervise(agent *exec.Cmd, told <-chan os.Signal, command func(Part) *exec.Cmd, manager func(string), log *slog.Logger) error {
+// it finds the socket at its end. manager is told what the agent tells the service manager ([Client.Tell]).
+func Run(agent *exec.Cmd, told <-chan os.Signal, command func(Part) *exec.Cmd, manager func(string), log *slog.Logger) error {
 	near, far, err := wire.Pair()
 	if err != nil {
 		return err
@@ -61,7 +59,7 @@ func Supervise(agent *exec.Cmd, told <-chan os.Signal, command func(Part) *exec.
 	}
 	ended, failed := make(chan error, 1), make(chan error, 1)
 	go func() { ended <- agent.Wait() }()
-	go func() { failed <- Spawn(near, command, log) }()
+	go func() { failed <- spawn(near, command, log) }()
 	go relay(hears, manager)
 	for {
 		select {
@@ -81,23 +79,10 @@ func Supervise(agent *exec.Cmd, told <-chan os.Signal, command func(Part) *exec.
 	}
 }
 
-// managerFd is where the agent finds its end of the socket for what the service manager is told.
-const managerFd = socketFd + 1
-
 // maxNotice bounds what the service manager is told at once.
 const maxNotice = 4 << 10
 
-// TellManager is how the agent tells the service manager something (sd_notify(3)): through the process that the manager has started, which passes on no more than
-// that the agent is ready, alive or about to end, and in one line what it does.
-func TellManager() (func(string), error) {
-	unix.CloseOnExec(managerFd)
-	conn, err := wire.Conn(os.NewFile(managerFd, "manager"))
-	if err != nil {
-		return nil, err
-	}
-	return func(state string) { _, _ = conn.Write([]byte(state[:min(len(state), maxNotice)])) }, nil
-}
-
+// relay passes on no more than that the agent is ready, alive or about to end, and in one line what it does.
 func relay(conn *net.UnixConn, manager func(string)) {
 	b := make([]byte, maxNotice)
 	for {
@@ -123,6 +108,9 @@ func tell(conn *net.UnixConn, s syscall.Signal) {
 	conn.SetWriteDeadline(time.Now().Add(time.Second)) // one that does not read is not waited for
 	_, _ = conn.Write([]byte{byte(s)})
 }
+
+// patience is how long an agent that was killed may take to be gone.
+const patience = 20 * time.Second
 
 // dismiss ends an agent that is not to be trusted any more. Its socket is closed already.
 func dismiss(agent *exec.Cmd, ended <-chan error) error {
