@@ -85,7 +85,7 @@ powercut: toolchain ## enumerate crash states of a whole update and print the co
 
 VM        ?= dist/vm
 VM_PACKAGES := qemu-system-x86 seabios ovmf mmdebstrap e2fsprogs cryptsetup-bin binutils cpio systemd-boot-efi dosfstools mtools gdisk kmod swtpm
-VM_SCENARIOS ?= update,panic,hang,sick,cuts,table,journal,two,rollback,entries,bls
+VM_SCENARIOS ?= update,panic,hang,sick,cuts,table,journal,two,rollback,entries,bls,bls-cuts
 VM_RELEASES ?=
 CUTS      ?= 30
 SEED      ?= 1
@@ -100,7 +100,7 @@ vm-images: toolchain
 vm: vm-images ## virtual machines that update, fall back and lose power (root; CUTS=30 SEED=1 JOBS=2), with a report in dist/vm
 	$(BIN)/flipside-vm -images $(VM)/images -out $(VM)/out -run $(VM_SCENARIOS) -cuts $(CUTS) -seed $(SEED) -jobs $(JOBS)
 
-vm-soak: ## the same with 100 power cuts
+vm-soak: ## the same with 100 power cuts, and as many on hosts with systemd-boot
 	$(MAKE) vm CUTS=100
 
 vm-short: ## one good update, one that falls back, three power cuts

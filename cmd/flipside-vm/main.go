@@ -27,7 +27,7 @@ import (
 func main() {
 	images := flag.String("images", "", "`directory` with the releases that packaging/image/build made")
 	out := flag.String("out", "", "`directory` for disks, console logs and the report")
-	run := flag.String("run", "update,panic,hang,sick,cuts,table,two,rollback,entries,bls", "scenarios, in order, of: "+strings.Join(slices.Sorted(keys(scenarios)), ", "))
+	run := flag.String("run", "update,panic,hang,sick,cuts,table,journal,two,rollback,entries,bls,bls-cuts", "scenarios, in order, of: "+strings.Join(slices.Sorted(keys(scenarios)), ", "))
 	cuts := flag.Int("cuts", 30, "power cuts")
 	seed := flag.Uint64("seed", 1, "of the moments at which power is cut and of what the disk loses then")
 	jobs := flag.Int("jobs", runtime.NumCPU(), "machines that lose power side by side")
