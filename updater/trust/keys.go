@@ -149,6 +149,8 @@ func LoadKeys(paths []string, policy KeyPolicy) (*Keys, error) {
 	switch n := k.ring.Len(); {
 	case n == 0 && len(k.All) > 0:
 		return k, fmt.Errorf("%w: none of %d keys in %s counts: key %q: %s", payload.ErrNoKey, len(k.All), strings.Join(paths, ", "), k.All[0].Name, k.All[0].Why)
+	case len(paths) == 0:
+		return k, fmt.Errorf("%w: no file or directory of them is named (update.keys)", payload.ErrNoKey)
 	case n == 0:
 		return k, fmt.Errorf("%w: looked in %s", payload.ErrNoKey, strings.Join(paths, ", "))
 	case n < k.Need:

@@ -31,6 +31,13 @@ func newPEM(t testing.TB) (string, crypto.Signer) {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})), key
 }
 
+// Who names no place at all is told so.
+func TestLoadKeysNowhere(t *testing.T) {
+	if _, err := LoadKeys(nil, KeyPolicy{}); !errors.Is(err, payload.ErrNoKey) || !strings.HasSuffix(err.Error(), "named (update.keys)") {
+		t.Error(err)
+	}
+}
+
 func TestLoadKeys(t *testing.T) {
 	pem1, key1 := newPEM(t)
 	pem2, _ := newPEM(t)
