@@ -15,6 +15,7 @@ import (
 	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/lock/fleetlock"
 	"github.com/flipside-linux/flipside/lock/single"
+	"github.com/flipside-linux/flipside/reboot"
 )
 
 func (a *app) fleetServe(s *semaphoreFlags) *cobra.Command {
@@ -81,7 +82,7 @@ func (a *app) serveSingle(ctx context.Context, dir, listen string, secure *tls.C
 		defer cancel()
 		lent <- store.Serve(ctx, dir)
 	}()
-	k := lock.On(store, lock.Options{})
+	k := lock.On(store, lock.Options{Synchronised: new(reboot.Clock).Synchronised})
 	srv.Semaphore = k
 	if opened != nil {
 		opened(k)

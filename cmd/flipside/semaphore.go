@@ -15,6 +15,7 @@ import (
 	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/lock/etcd"
 	"github.com/flipside-linux/flipside/lock/single"
+	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/trust"
 )
@@ -100,6 +101,7 @@ func (s *semaphoreFlags) config() (etcd.Config, error) {
 
 // options say who acts, and whose signatures count.
 func (s *semaphoreFlags) options(tpm string) (opt lock.Options, err error) {
+	opt.Synchronised = new(reboot.Clock).Synchronised // servers run in units that may not ask the kernel
 	if !s.asHosts {
 		opt.By = operator()
 	}
