@@ -164,8 +164,26 @@ func family(t *testing.T, pid int) []int {
 	return list
 }
 
+// listen has what a program says on its standard error kept in a file, so that it can be read while it runs.
+func listen(t *testing.T, cmd *exec.Cmd) (said func() string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	cmd.Stderr = f
+	return func() string {
+		data, err := os.ReadFile(f.Name())
+		if err != nil {
+			t.Error(err)
+		}
+		return string(data)
+	}
+}
+
 // checkRights looks at what the kernel says of the agent's rights, and of those that the process keeps that starts writers, which has the agent as its only child.
-func checkRights(t *testing.T, first int, stderr *bytes.Buffer) {
+func checkRights(t *testing.T, first int, said string) {
 	t.Helper()
 	field := func(pid int, name string) string {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -180,7 +198,7 @@ func checkRights(t *testing.T, first int, stderr *bytes.Buffer) {
 		t.Fatalf("/proc/%d/status does not know %s", pid, name)
 		return ""
 	}
-	if _, lacks, ok := strings.Cut(stderr.String(), "keeps rights that it does not need"); ok {
+	if _, lacks, ok := strings.Cut(said, "keeps rights that it does not need"); ok {
 		t.Logf("this machine confines less: %s", lacks)
 		return
 	}
@@ -258,8 +276,7 @@ func TestTheProgram(t *testing.T) {
 	}
 	conf, socket, dir := configure(t, gptimage.Attributes(1, 0, true))
 	cmd := exec.Command(bin, "-config", conf, "-user", account(t))
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	said := listen(t, cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +286,7 @@ func TestTheProgram(t *testing.T) {
 	until(t, "the first check fails", func() bool {
 		return status(socket, func(st updater.Status) bool { return st.Schema != "" })
 	})
-	checkRights(t, cmd.Process.Pid, &stderr)
+	checkRights(t, cmd.Process.Pid, said())
 	var mine, all int64
 	for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) { // what its start took is given back after some seconds
 		mine, all = resident(t, cmd.Process.Pid)
@@ -308,9 +325,9 @@ func TestTheProgram(t *testing.T) {
 	if err := os.WriteFile(conf+".good", good, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(200 * time.Millisecond) // whether it was read is seen below: it must still answer, and go on with the next one
+	until(t, "it says what is wrong with the bad configuration", func() bool { return strings.Contains(said(), `unknown key \"oops\"`) })
 	if !status(socket, func(st updater.Status) bool { return st.Version == "1.0.0" }) {
-		t.Errorf("after a bad configuration it does not answer:\n%s", stderr.String())
+		t.Errorf("after a bad configuration it does not answer:\n%s", said())
 	}
 	if err := os.Rename(conf+".good", conf); err != nil {
 		t.Fatal(err)
@@ -337,13 +354,10 @@ func TestTheProgram(t *testing.T) {
 	select {
 	case err := <-ended:
 		if err != nil {
-			t.Errorf("it ended with %v:\n%s", err, stderr.String())
+			t.Errorf("it ended with %v:\n%s", err, said())
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("it does not end")
-	}
-	if !strings.Contains(stderr.String(), `unknown key \"oops\"`) {
-		t.Errorf("it does not say what is wrong with the bad configuration:\n%s", stderr.String())
 	}
 	if _, err := os.Stat(filepath.Join(dir, "flipside.prom")); err == nil {
 		t.Error("the metrics of a daemon that does not run are still there")
@@ -364,8 +378,8 @@ func TestTheAgentIsConfined(t *testing.T) {
 	}
 	defer os.RemoveAll(theirs)
 	check := filepath.Join(dir, "health.d", "10-writes")
-	said := filepath.Join(dir, "state", "said")
-	script := fmt.Sprintf("#!/bin/sh\nexec > %s 2>/dev/null\n[ $(id -u) = %d ] || echo not $(id -u)\n(touch %s/new) && echo theirs\n(echo x > %s/pinned.pem) && echo keys\nexec > %s.done\n", said, os.Getuid(), theirs, theirs, said)
+	wrote := filepath.Join(dir, "state", "said")
+	script := fmt.Sprintf("#!/bin/sh\nexec > %s 2>/dev/null\n[ $(id -u) = %d ] || echo not $(id -u)\n(touch %s/new) && echo theirs\n(echo x > %s/pinned.pem) && echo keys\nexec > %s.done\n", wrote, os.Getuid(), theirs, theirs, wrote)
 	text, err := os.ReadFile(conf)
 	if err == nil {
 		err = errors.Join(os.Mkdir(filepath.Dir(check), 0o755), os.WriteFile(check, []byte(script), 0o755), os.Mkdir(filepath.Join(dir, "state"), 0o700),
@@ -376,18 +390,17 @@ func TestTheAgentIsConfined(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(bin, "-config", conf, "-user", account(t))
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	said := listen(t, cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
-	until(t, "the health check has run", func() bool { _, err := os.Stat(said + ".done"); return err == nil })
-	if strings.Contains(stderr.String(), "keeps rights that it does not need") {
-		t.Skipf("this machine confines less: %s", stderr.String())
+	until(t, "the health check has run", func() bool { _, err := os.Stat(wrote + ".done"); return err == nil })
+	if strings.Contains(said(), "keeps rights that it does not need") {
+		t.Skipf("this machine confines less: %s", said())
 	}
-	if out, err := os.ReadFile(said); err != nil || len(out) > 0 {
+	if out, err := os.ReadFile(wrote); err != nil || len(out) > 0 {
 		t.Errorf("it could write: %q, %v", out, err)
 	}
 	if key, err := os.ReadFile(filepath.Join(theirs, "pinned.pem")); err != nil || string(key) != "the key" {
