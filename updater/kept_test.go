@@ -1,13 +1,11 @@
 package updater
 
 import (
-	"encoding/json"
-	"os"
 	"path/filepath"
-	"reflect"
 	"testing"
 
 	"github.com/flipside-linux/flipside/updater/history"
+	"github.com/flipside-linux/flipside/updater/kepttest"
 )
 
 // TestKeptStates reads the states that earlier versions of Flipside saved: a host that is updated in the middle of something goes on with it. Nothing that
@@ -19,27 +17,12 @@ func TestKeptStates(t *testing.T) {
 	}
 	for _, path := range files {
 		t.Run(filepath.Base(path), func(t *testing.T) {
-			data, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
 			st, err := Store{path}.Load()
 			if err != nil {
 				t.Fatal(err)
 			}
-			again, err := json.Marshal(st)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var want, got any
-			if err := json.Unmarshal(data, &want); err != nil {
-				t.Fatal(err)
-			}
-			if err := json.Unmarshal(again, &got); err != nil {
-				t.Fatal(err)
-			}
-			if !reflect.DeepEqual(want, got) {
-				t.Errorf("read and saved again it is\n%s\nand was\n%s", again, data)
+			if err := kepttest.Whole(path, st); err != nil {
+				t.Error(err)
 			}
 		})
 	}

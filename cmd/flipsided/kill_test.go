@@ -4,12 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
@@ -27,6 +22,7 @@ import (
 	"github.com/flipside-linux/flipside/partition/bootsim"
 	"github.com/flipside-linux/flipside/partition/gptimage"
 	"github.com/flipside-linux/flipside/payload/build"
+	"github.com/flipside-linux/flipside/payload/keytest"
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
 )
@@ -257,15 +253,7 @@ func everyNth(yield func(int) bool) {
 // through.
 func TestKilledAtEveryWrite(t *testing.T) {
 	s := newShipped(t)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.write("key.pem", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	key := keytest.Pinned(t, filepath.Join(s.dir, "key.pem"))
 	s.write("machine-id", []byte(strings.Repeat("ab", 16)+"\n"))
 	s.write("boot_id", []byte("boot-1\n"))
 	s.write("os-release", []byte("VERSION_ID=1.0.0\n"))

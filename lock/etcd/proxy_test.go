@@ -3,24 +3,16 @@ package etcd_test
 import (
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
-	"strings"
 	"testing"
 
 	"github.com/flipside-linux/flipside/lock/etcd"
 	"github.com/flipside-linux/flipside/lock/etcd/etcdtest"
+	"github.com/flipside-linux/flipside/lock/locktest"
 )
 
 // etcd is asked directly, also where the environment names a proxy for what is fetched from outside.
 func TestNoProxy(t *testing.T) {
-	const inner = "FLIPSIDE_TEST_NO_PROXY"
-	if os.Getenv(inner) == "" { // a process reads these variables once
-		cmd := exec.Command(os.Args[0], "-test.run=^TestNoProxy$", "-test.v")
-		cmd.Env = append(os.Environ(), inner+"=1", "HTTP_PROXY=http://127.0.0.1:1", "HTTPS_PROXY=http://127.0.0.1:1", "NO_PROXY=", "no_proxy=")
-		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS: TestNoProxy") {
-			t.Errorf("%v\n%s", err, out)
-		}
+	if !locktest.BehindProxy(t) {
 		return
 	}
 	endpoint, stop, err := etcdtest.StartEmbedded(t.TempDir())
@@ -28,9 +20,7 @@ func TestNoProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stop()
-	// An address of this machine that no library takes for one: to loopback there is never a proxy.
-	elsewhere := func(url string) string { return strings.Replace(url, "127.0.0.1", "0.0.0.0", 1) }
-	k, err := etcd.New(etcd.Config{Endpoints: []string{elsewhere(endpoint)}})
+	k, err := etcd.New(etcd.Config{Endpoints: []string{locktest.Elsewhere(endpoint)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +33,7 @@ func TestNoProxy(t *testing.T) {
 		w.Write([]byte(`{"errorCode":100,"message":"Key not found"}`))
 	}))
 	defer v2.Close()
-	p, err := etcd.NewLocksmith(etcd.Config{Endpoints: []string{elsewhere(v2.URL)}})
+	p, err := etcd.NewLocksmith(etcd.Config{Endpoints: []string{locktest.Elsewhere(v2.URL)}})
 	if err != nil {
 		t.Fatal(err)
 	}

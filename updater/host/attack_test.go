@@ -6,9 +6,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +28,7 @@ import (
 	"github.com/flipside-linux/flipside/lock/etcd/etcdtest"
 	releases "github.com/flipside-linux/flipside/omaha/server"
 	"github.com/flipside-linux/flipside/payload/build"
+	"github.com/flipside-linux/flipside/payload/keytest"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/trust"
 	"github.com/flipside-linux/flipside/updater/trust/trusttest"
@@ -373,20 +372,23 @@ func prover(makers *trust.Makers) releases.Prover {
 	}
 }
 
+// provision gives a TPM the keys of a host.
+func provision(t *testing.T, e *trusttest.Emulator) {
+	t.Helper()
+	tpm, err := trust.OpenTPM(e.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tpm.Close()
+	if err := tpm.ProvisionKeys(nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A host proves its boot to the release server; a host with a stolen identity, which is a machine id and nothing more, does not.
 func TestProofOfABoot(t *testing.T) {
 	e := trusttest.Start(t)
-	provision := func() {
-		tpm, err := trust.OpenTPM(e.Socket)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tpm.Close()
-		if err := tpm.ProvisionKeys(nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	provision()
+	provision(t, e)
 	r := newRig(t)
 	r.conf = "[trust]\ntpm = \"" + e.Socket + "\"\nproof = \"" + r.http.URL + "/v1/proof\"\n"
 	var sent []byte // the last proof, with its nonce
@@ -426,7 +428,7 @@ func TestProofOfABoot(t *testing.T) {
 		t.Errorf("a proof of an unknown host gets %d", code)
 	}
 	e.Replace() // another machine with this one's disk
-	provision()
+	provision(t, e)
 	r.update("3.0.0", r.numbered("3.0.0", 2*day, "", r.key))
 	h, _ = r.server.Host(id)
 	if h.Proof.Version != "2.0.0" || h.Proof.Key != key || !strings.Contains(h.Proof.Refused, "this host's is "+key) {
@@ -437,13 +439,7 @@ func TestProofOfABoot(t *testing.T) {
 // A proof that the server did not get, because it was away, or that it did not believe, because nobody had accepted the key, comes again with a later check.
 func TestProofIsSentAgain(t *testing.T) {
 	e := trusttest.Start(t)
-	tpm, err := trust.OpenTPM(e.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(tpm.ProvisionKeys(nil), tpm.Close()); err != nil {
-		t.Fatal(err)
-	}
+	provision(t, e)
 	r := newRig(t)
 	r.conf = "[trust]\ntpm = \"" + e.Socket + "\"\nproof = \"" + r.http.URL + "/v1/proof\"\n"
 	var away atomic.Bool
@@ -488,19 +484,10 @@ func TestProofOfAGenuineTPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.server.Close() })
-	provision := func(cert []byte) {
+	certified := func(cert []byte) {
 		t.Helper()
-		if cert != nil {
-			e.Store(trusttest.ECCCertificate, cert)
-		}
-		tpm, err := trust.OpenTPM(e.Socket)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tpm.Close()
-		if err := tpm.ProvisionKeys(nil); err != nil {
-			t.Fatal(err)
-		}
+		e.Store(trusttest.ECCCertificate, cert)
+		provision(t, e)
 	}
 	r.conf = "[trust]\ntpm = \"" + e.Socket + "\"\nproof = \"" + r.http.URL + "/v1/proof\"\n"
 	number := int64(0)
@@ -514,16 +501,16 @@ func TestProofOfAGenuineTPM(t *testing.T) {
 		}
 		return h.Proof
 	}
-	provision(nil)
+	provision(t, e)
 	if p := update("2.0.0"); p.Key != "" || !strings.Contains(p.Refused, "no key is believed at first sight here") || !strings.Contains(p.Refused, "no certificate of its maker") {
 		t.Fatalf("without a certificate: %+v", p)
 	}
 	stranger := trusttest.NewMaker(t, "Stranger")
-	provision(stranger.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
+	certified(stranger.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
 	if p := update("3.0.0"); p.Key != "" || !strings.Contains(p.Refused, "not shown to be in a TPM of a known maker") {
 		t.Fatalf("with a stranger's: %+v", p)
 	}
-	provision(maker.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
+	certified(maker.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
 	p := update("4.0.0")
 	if p.Key == "" || p.Refused != "" || p.TPM == nil || p.TPM.Maker != "IFX" || p.Version != "4.0.0" || p.Boot != "" {
 		t.Fatalf("with its maker's: %+v", p)
@@ -550,13 +537,13 @@ func TestProofOfAGenuineTPM(t *testing.T) {
 	if _, err := (tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHLockout, Auth: tpm2.PasswordAuth(nil)}}).Execute(tpm); err != nil {
 		t.Fatal(err)
 	}
-	provision(maker.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
+	certified(maker.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
 	if p := update("5.0.0"); p.Key == old || p.Refused != "" || p.Version != "5.0.0" {
 		t.Errorf("cleared: %+v", p)
 	}
 	boots("5.0.0", strings.Repeat("ab", 32), "differs in PCR 11")
 	e.Replace()
-	provision(maker.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
+	certified(maker.Certify(e.EndorsementKey(trusttest.ECCCertificate), nil))
 	if p := update("6.0.0"); p.Version != "5.0.0" || !strings.Contains(p.Refused, "this host's is") {
 		t.Errorf("another TPM of the same maker: %+v", p)
 	}
@@ -571,18 +558,7 @@ func TestClonedDiskGetsNoSlot(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(stop)
-	provision := func() {
-		t.Helper()
-		tpm, err := trust.OpenTPM(e.Socket)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tpm.Close()
-		if err := tpm.ProvisionKeys(nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	provision()
+	provision(t, e)
 	r := newRig(t)
 	owner := r.newKey("owner")
 	op, err := etcd.New(etcd.Config{Endpoints: []string{endpoint}, Keeper: lock.Options{Owner: owner}})
@@ -621,7 +597,7 @@ func TestClonedDiskGetsNoSlot(t *testing.T) {
 	}
 
 	e.Replace() // another machine with this one's disk comes up in its place
-	provision()
+	provision(t, e)
 	slot, _ = r.boot()
 	r.run(slot, func(st updater.Status) bool { return st.Verdict != nil && st.Verdict.Error != "" || settled(st) })
 	if s, err := op.State(t.Context(), "default"); err != nil || len(s.Holders) != 1 || s.Holders[0].Host != name {
@@ -679,11 +655,7 @@ func TestNextSlotsPCRPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKIXPublicKey(&pcrKey.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.write("pcr.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	r.write("pcr.pem", string(keytest.Public(t, pcrKey)))
 	r.conf = "[trust]\npcr_keys = [\"" + filepath.Join(r.dir, "pcr.pem") + "\"]\n"
 	kernel := func(version, authorised string) []byte {
 		sections := func(v string) []trusttest.Section {
@@ -788,11 +760,7 @@ func TestNoSHA256Bank(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKIXPublicKey(&pcrKey.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.write("pcr.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	r.write("pcr.pem", string(keytest.Public(t, pcrKey)))
 	r.conf = fmt.Sprintf("[trust]\ntpm = %q\nproof = \"https://updates.example/v1/proof\"\npcr_keys = [%q]\n", e.Socket, filepath.Join(r.dir, "pcr.pem"))
 	linux := trusttest.Section{Name: ".linux", Data: []byte("kernel")}
 	k, err := trust.ReadKernel(bytes.NewReader(trusttest.Kernel(linux)))

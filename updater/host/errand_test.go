@@ -20,11 +20,7 @@ import (
 func errandsFor(t *testing.T, c config.Config, own func(config.Config) error) errands {
 	t.Helper()
 	return errands{func() (*net.UnixConn, error) {
-		near, far, err := wire.Pair()
-		if err != nil {
-			return nil, err
-		}
-		conn, err := wire.Conn(far)
+		near, conn, err := wire.Ends()
 		if err != nil {
 			return nil, err
 		}
@@ -116,11 +112,7 @@ func TestErrandRubbish(t *testing.T) {
 		framed(wire.Head{Kind: anErrand}, "[]"), framed(wire.Head{Kind: anErrand}, "null"), framed(wire.Head{Kind: anErrand}, `{"do": "own", "as": "root"}`),
 		framed(wire.Head{Kind: anOutcome}, `{"do": "own"}`),
 	} {
-		near, far, err := wire.Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := wire.Conn(far)
+		near, conn, err := wire.Ends()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,13 +5,8 @@ import (
 	"cmp"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,6 +28,7 @@ import (
 	"github.com/flipside-linux/flipside/partition/bootsim"
 	"github.com/flipside-linux/flipside/partition/gptimage"
 	"github.com/flipside-linux/flipside/payload/build"
+	"github.com/flipside-linux/flipside/payload/keytest"
 	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
@@ -116,16 +112,7 @@ func (r *rig) write(name, body string) {
 // newKey makes a key and, if it is the release key, pins it.
 func (r *rig) newKey(name string) crypto.Signer {
 	r.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	der, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.write(name+".pem", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
-	return key
+	return keytest.Pinned(r.t, filepath.Join(r.dir, name+".pem"))
 }
 
 // image is the /usr of a version: noise that does not compress, so that there is something to download, and its name.

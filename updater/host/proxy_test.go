@@ -4,26 +4,18 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/lock/fleetlock"
+	"github.com/flipside-linux/flipside/lock/locktest"
 	"github.com/flipside-linux/flipside/reboot"
 )
 
 // What belongs to the cluster is asked directly, also where the environment names a proxy for what is fetched from outside.
 func TestNoProxyToTheCluster(t *testing.T) {
-	const inner = "FLIPSIDE_TEST_NO_PROXY"
-	if os.Getenv(inner) == "" { // a process reads these variables once
-		cmd := exec.Command(os.Args[0], "-test.run=^TestNoProxyToTheCluster$", "-test.v")
-		cmd.Env = append(os.Environ(), inner+"=1", "HTTP_PROXY=http://127.0.0.1:1", "HTTPS_PROXY=http://127.0.0.1:1", "NO_PROXY=", "no_proxy=")
-		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS: TestNoProxyToTheCluster") {
-			t.Errorf("%v\n%s", err, out)
-		}
+	if !locktest.BehindProxy(t) {
 		return
 	}
 	mux := http.NewServeMux()
@@ -33,8 +25,7 @@ func TestNoProxyToTheCluster(t *testing.T) {
 	})
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
-	// An address of this machine that no library takes for one: to loopback there is never a proxy.
-	url := strings.Replace(srv.URL, "127.0.0.1", "0.0.0.0", 1)
+	url := locktest.Elsewhere(srv.URL)
 	c := parse(t, fmt.Sprintf("[lock]\ngroup = \"web\"\nfleetlock = %q\n[reboot]\nalerts = %q\n", url, url))
 	sem, closer, err := semaphore(c.Lock, "")
 	if err != nil {

@@ -1,10 +1,9 @@
 package trust
 
 import (
-	"encoding/json"
-	"os"
-	"reflect"
 	"testing"
+
+	"github.com/flipside-linux/flipside/updater/kepttest"
 )
 
 // TestKeptFloor reads the floor that an earlier version of Flipside saved: nothing that it holds may be lost.
@@ -14,22 +13,7 @@ func TestKeptFloor(t *testing.T) {
 	if err != nil || warning != "" {
 		t.Fatal(err, warning)
 	}
-	data, err := os.ReadFile(f.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	again, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var want, got any
-	if err := json.Unmarshal(data, &want); err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(again, &got); err != nil {
-		t.Fatal(err)
-	}
-	if !reflect.DeepEqual(want, got) {
-		t.Errorf("read and saved again it is\n%s\nand was\n%s", again, data)
+	if err := kepttest.Whole(f.Path, r); err != nil {
+		t.Error(err)
 	}
 }

@@ -10,6 +10,19 @@ import (
 // Pair makes a socket between two processes. The second end is for the other one: a child gets it among its ExtraFiles.
 func Pair() (*net.UnixConn, *os.File, error) { return pair(syscall.SOCK_STREAM) }
 
+// Ends is a [Pair] with both ends in this process.
+func Ends() (near, far *net.UnixConn, err error) {
+	near, f, err := Pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	if far, err = Conn(f); err != nil {
+		near.Close()
+		return nil, nil, err
+	}
+	return near, far, nil
+}
+
 // Packets is a [Pair] that keeps what is written at once together.
 func Packets() (*net.UnixConn, *os.File, error) { return pair(syscall.SOCK_SEQPACKET) }
 

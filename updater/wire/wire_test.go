@@ -12,11 +12,7 @@ import (
 
 // Frames arrive as they were sent, one after the other, and then comes the end.
 func TestFrames(t *testing.T) {
-	near, far, err := Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := Conn(far)
+	near, conn, err := Ends()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,12 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +20,7 @@ import (
 	"github.com/flipside-linux/flipside/partition/gptimage"
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/payload/build"
+	"github.com/flipside-linux/flipside/payload/keytest"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/trust"
@@ -135,16 +131,7 @@ func (r *rig) write(name, text string) {
 // newKey makes a key and its file; that of the release is pinned.
 func (r *rig) newKey(name string) crypto.Signer {
 	r.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	der, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.write(name+".pem", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
-	return key
+	return keytest.Pinned(r.t, filepath.Join(r.dir, name+".pem"))
 }
 
 // source is a payload in memory.
@@ -519,11 +506,7 @@ func TestKeysThatCannotBeRead(t *testing.T) {
 func TestTwoSettle(t *testing.T) {
 	for taken, want := range []error{nil, nil, ErrOrder} {
 		r := newRig(t)
-		near, far, err := wire.Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := wire.Conn(far)
+		near, conn, err := wire.Ends()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -591,15 +574,11 @@ func TestGarbage(t *testing.T) {
 
 // serve lets a writer read data, and the end of the socket after it.
 func (r *rig) serve(data []byte) error {
-	near, far, err := wire.Pair()
+	near, conn, err := wire.Ends()
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer near.Close()
-	conn, err := wire.Conn(far)
-	if err != nil {
-		r.t.Fatal(err)
-	}
 	go io.Copy(io.Discard, near)
 	go func() {
 		near.Write(data)
@@ -763,11 +742,7 @@ func TestAWriterThatTalksNonsense(t *testing.T) {
 		"a reply that is no answer": append(wire.Head{Kind: aReply, ID: 1, Size: 2}.Append(nil), "[]"...),
 		"a call":                    wire.Head{Kind: aCall, ID: 1}.Append(nil),
 	} {
-		near, far, err := wire.Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := wire.Conn(far)
+		near, conn, err := wire.Ends()
 		if err != nil {
 			t.Fatal(err)
 		}

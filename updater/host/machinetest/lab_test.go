@@ -7,8 +7,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"net"
 	"net/http/httptest"
@@ -29,6 +27,7 @@ import (
 	"github.com/flipside-linux/flipside/partition/bootsim"
 	"github.com/flipside-linux/flipside/partition/gptimage"
 	"github.com/flipside-linux/flipside/payload/build"
+	"github.com/flipside-linux/flipside/payload/keytest"
 )
 
 const (
@@ -162,7 +161,7 @@ func (l *lab) machine(name, config string) *Machine {
 	l.t.Helper()
 	m := l.bare(name)
 	m.Must(l.install)
-	m.Must(fmt.Sprintf("cat >/etc/flipside/keys.d/release.pem <<'E'\n%sE", l.publicKey()))
+	m.Must(fmt.Sprintf("cat >/etc/flipside/keys.d/release.pem <<'E'\n%sE", keytest.Public(l.t, l.key)))
 	if l.endpoint != "" {
 		config += fmt.Sprintf("[lock]\nendpoints = [%q]\n", l.endpoint)
 	}
@@ -183,15 +182,6 @@ disk = "/var/lib/flipside/disk.img"
 soak = "1s"
 %sE`, name, l.web.URL, config))
 	return m
-}
-
-// publicKey is what the machines pin.
-func (l *lab) publicKey() []byte {
-	der, err := x509.MarshalPKIXPublicKey(l.key.Public())
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
 
 // bare boots a machine that runs release 1.0.0 and has Flipside's package, and not installed it. At each boot after the first, the

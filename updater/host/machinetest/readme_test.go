@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/flipside-linux/flipside/payload/keytest"
 )
 
 // TestReadme does what the README tells a person who installs Flipside on a host, line by line, and nothing else. What the machine is told beside it is
@@ -31,7 +33,7 @@ func TestReadme(t *testing.T) {
 	l := newLab(t)
 	l.publish("2.0.0", "")
 	m := l.bare("m1")
-	m.Must(fmt.Sprintf("mkdir /root/new && cd /root/new && cp /var/lib/flipside/software flipside_1.0_amd64.deb && cat >release.pem.pub <<'E'\n%sE", l.publicKey()))
+	m.Must(fmt.Sprintf("mkdir /root/new && cd /root/new && cp /var/lib/flipside/software flipside_1.0_amd64.deb && cat >release.pem.pub <<'E'\n%sE", keytest.Public(l.t, l.key)))
 	m.Must(`mkdir -p /usr/local/lib/flipside/flipside.toml.d && cat >/usr/local/lib/flipside/flipside.toml.d/50-machine.toml <<'E'
 [host]
 boot_id = "/run/boot-id"
