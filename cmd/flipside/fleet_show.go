@@ -6,188 +6,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
-
-	"golang.org/x/term"
 
 	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/omaha"
 )
-
-// A style is how a text looks on a terminal; elsewhere it makes no difference.
-type style string
-
-const (
-	plain  style = ""
-	bold   style = "1"
-	faint  style = "2"
-	red    style = "31"
-	green  style = "32"
-	yellow style = "33"
-	cyan   style = "36"
-)
-
-// sheet is what a command shows: lines and tables, in colour on a terminal.
-type sheet struct {
-	b strings.Builder
-	pen
-}
-
-func (a *app) sheet() *sheet { return &sheet{pen: a.pen()} }
-
-func (a *app) terminal() bool {
-	f, ok := a.stdout.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
-}
-
-func (s *sheet) print(w io.Writer) error {
-	_, err := io.WriteString(w, s.b.String())
-	return err
-}
-
-// line adds lines, each broken at spaces where it is longer than the terminal is wide.
-func (s *sheet) line(format string, args ...any) {
-	for line := range strings.SplitSeq(fmt.Sprintf(format, args...), "\n") {
-		if s.width > 0 && columns(line) > s.width {
-			lead := len(line) - len(strings.TrimLeft(line, " "))
-			line = line[:lead] + s.wrap(line, lead+2)
-		}
-		s.b.WriteString(line + "\n")
-	}
-}
-
-// cell is a text in a table. It comes from other hosts: nothing in it may move the cursor.
-type cell struct {
-	text string
-	look style
-}
-
-func cells(look style, texts ...string) []cell {
-	row := make([]cell, len(texts))
-	for i, t := range texts {
-		row[i] = cell{t, look}
-	}
-	return row
-}
-
-// narrow takes columns from the widest until a row fits beside the gaps between them, and leaves each enough to be read.
-func (s *sheet) narrow(width []int) {
-	const least = 12
-	for s.width > 0 {
-		total, widest := -2, 0
-		for i, w := range width {
-			if w > 0 {
-				total += w + 2
-			}
-			if w > width[widest] {
-				widest = i
-			}
-		}
-		if total <= s.width || width[widest] <= least {
-			return
-		}
-		width[widest]--
-	}
-}
-
-// fold breaks a cell's text into lines of a width: at spaces, and words that are longer anywhere.
-func fold(text string, width int) (lines []string) {
-	line := ""
-	for _, word := range strings.Fields(text) {
-		if line != "" && columns(line)+1+columns(word) <= width {
-			line += " " + word
-			continue
-		}
-		if line != "" {
-			lines = append(lines, line)
-		}
-		for r := []rune(word); ; r = r[width:] {
-			if line = string(r); len(r) <= width {
-				break
-			}
-			lines = append(lines, string(r[:width]))
-		}
-	}
-	return append(lines, line)
-}
-
-// printable is a text that comes from other hosts, in full: nothing in it moves the cursor.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return utf8.RuneError
-		}
-		return r
-	}, strings.ToValidUTF8(text, "?"))
-}
-
-// table aligns rows. A column that is empty below its title is left out; what does not fit the terminal goes on below, in its column. A row may have a cell more than there are
-// titles: it goes below the row.
-func (s *sheet) table(titles []string, rows [][]cell) {
-	width := make([]int, len(titles))
-	for _, r := range rows {
-		for i := range r {
-			r[i].text = printable(r[i].text)
-		}
-	}
-	for i := range titles {
-		for _, r := range rows {
-			if r[i].text != "" {
-				width[i] = max(width[i], utf8.RuneCountInString(r[i].text), utf8.RuneCountInString(titles[i]))
-			}
-		}
-	}
-	s.narrow(width)
-	var all [][]cell
-	for _, r := range append([][]cell{cells(faint, titles...)}, rows...) {
-		for n := 0; ; n++ { // the lines of a row
-			part, more := make([]cell, len(titles)), false
-			for i, c := range r[:len(titles)] {
-				folded := []string{c.text}
-				if columns(c.text) > width[i] && width[i] > 0 {
-					folded = fold(c.text, width[i])
-				}
-				if n < len(folded) {
-					part[i] = cell{folded[n], c.look}
-				}
-				more = more || n+1 < len(folded)
-			}
-			if all = append(all, part); !more {
-				break
-			}
-		}
-		if len(r) > len(titles) && r[len(titles)].text != "" {
-			all = append(all, r[len(titles):])
-		}
-	}
-	for _, r := range all {
-		if len(r) == 1 && len(titles) > 1 {
-			for _, line := range fold(r[0].text, s.width-4) {
-				s.b.WriteString("    " + line + "\n")
-			}
-			continue
-		}
-		var line strings.Builder
-		gap := 0
-		for i, c := range r {
-			if width[i] == 0 || c.text == "" {
-				gap += width[i]
-				if width[i] > 0 {
-					gap += 2
-				}
-				continue
-			}
-			line.WriteString(strings.Repeat(" ", gap) + s.paint(c.look, c.text))
-			gap = width[i] - utf8.RuneCountInString(c.text) + 2
-		}
-		s.b.WriteString(line.String() + "\n")
-	}
-}
 
 // gauge draws how many of the slots are held: used, late, free.
 func (s *sheet) gauge(st lock.State) string {
@@ -361,7 +187,7 @@ func (a *app) planScreen(group string, st lock.State, all bool, now time.Time) *
 				zone = max(zone, utf8.RuneCountInString(t.Zone)+len("  "))
 			}
 		}
-		columns = min(columns, max(8, width-1-beside-host-zone-to-len("  ")))
+		columns = min(columns, width-1-beside-host-zone-to-len("  "))
 	}
 	at := func(t time.Time) int {
 		return int(float64(columns) * float64(t.Sub(now)) / float64(max(end.Sub(now), 1)))
@@ -371,9 +197,12 @@ func (a *app) planScreen(group string, st lock.State, all bool, now time.Time) *
 		if a.terminal() && !all && i == shown && len(turns) > shown+1 {
 			break
 		}
-		from := min(max(at(t.At), 0), columns-1)
-		to := min(max(at(t.Done), from+1), columns)
-		bar := strings.Repeat("·", from) + strings.Repeat("━", to-from) + strings.Repeat("·", columns-to)
+		bar := ""
+		if columns >= 8 {
+			from := min(max(at(t.At), 0), columns-1)
+			to := min(max(at(t.Done), from+1), columns)
+			bar = strings.Repeat("·", from) + strings.Repeat("━", to-from) + strings.Repeat("·", columns-to)
+		}
 		row := cells(plain, fmt.Sprint(i+1), t.Host, t.Zone, t.To, t.At.Local().Format(time.DateTime), t.Done.Local().Format(time.TimeOnly), bar)
 		row[1].look, row[6].look = bold, cyan
 		rows = append(rows, row)

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -133,21 +132,24 @@ func (a *app) releaseList(dir *string) *cobra.Command {
 				}{"flipside.release-list/v1", st.Channels, st.Releases, st.Deltas, st.Problems})
 				return cmp.Or(err, bad)
 			}
-			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "CHANNEL\tVERSION\tROLLOUT")
+			out := a.sheet()
+			var rows [][]cell
 			for _, name := range sortedKeys(st.Channels) {
-				fmt.Fprintf(w, "%s\t%s\t%s\n", name, orDash(st.Channels[name].Version), rolloutWords(st.Channels[name]))
+				rows = append(rows, cells(plain, name, orDash(st.Channels[name].Version), rolloutWords(st.Channels[name])))
 			}
-			fmt.Fprintln(w, "\nRELEASE\tSIZE\tPUBLISHED")
+			out.table([]string{"CHANNEL", "VERSION", "ROLLOUT"}, rows)
+			rows = nil
 			for _, r := range st.Releases {
-				fmt.Fprintf(w, "%s\t%s\t%s\n", r.Version, formatBytes(r.Size), r.Published.Format(time.RFC3339))
+				rows = append(rows, cells(plain, r.Version, formatBytes(r.Size), r.Published.Format(time.RFC3339)))
 				for _, d := range st.Deltas {
 					if d.Version == r.Version {
-						fmt.Fprintf(w, "  from %s\t%s\t%s\n", d.From, formatBytes(d.Size), d.Published.Format(time.RFC3339))
+						rows = append(rows, cells(plain, "  from "+d.From, formatBytes(d.Size), d.Published.Format(time.RFC3339)))
 					}
 				}
 			}
-			if err := w.Flush(); err != nil {
+			out.line("")
+			out.table([]string{"RELEASE", "SIZE", "PUBLISHED"}, rows)
+			if err := out.print(a.stdout); err != nil {
 				return err
 			}
 			for _, p := range st.Problems {
@@ -242,8 +244,7 @@ func (a *app) releaseHosts() *cobra.Command {
 					Failures []server.Failure `json:"failures"`
 				}{"flipside.release-hosts/v1", st.Hosts, st.Failures})
 			}
-			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "HOST\tVERSION\tCHANNEL\tSTATE\tTARGET\tBOOT\tWHY")
+			var rows [][]cell
 			for _, h := range st.Hosts {
 				why := h.Waits
 				if why == "" {
@@ -253,9 +254,11 @@ func (a *app) releaseHosts() *cobra.Command {
 				if name == "" {
 					name = h.ID
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", omaha.Printable(name), omaha.Printable(h.Version), orDash(h.Channel), h.State, orDash(h.Target), bootWord(h), omaha.Printable(why))
+				rows = append(rows, cells(plain, name, h.Version, orDash(h.Channel), string(h.State), orDash(h.Target), bootWord(h), why))
 			}
-			return w.Flush()
+			s := a.sheet()
+			s.table([]string{"HOST", "VERSION", "CHANNEL", "STATE", "TARGET", "BOOT", "WHY"}, rows)
+			return s.print(a.stdout)
 		},
 	}
 	cmd.Flags().StringVar(&address, "server", "http://127.0.0.1:8787", "the server's address")
@@ -351,8 +354,7 @@ func (a *app) releaseEvents() *cobra.Command {
 					Events []server.Activity `json:"events"`
 				}{"flipside.events/v1", st.Activity})
 			}
-			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "TIME\tHOST\tFROM\tTO\tVERSION\tCODE")
+			var rows [][]cell
 			for _, e := range slices.Backward(st.Activity) {
 				name, code := e.Alias, "-"
 				if name == "" {
@@ -361,9 +363,11 @@ func (a *app) releaseEvents() *cobra.Command {
 				if e.Code != 0 {
 					code = fmt.Sprint(e.Code)
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.At.Format(time.RFC3339), omaha.Printable(name), e.From, e.To, orDash(omaha.Printable(e.Version)), code)
+				rows = append(rows, cells(plain, e.At.Format(time.RFC3339), name, string(e.From), string(e.To), orDash(e.Version), code))
 			}
-			return w.Flush()
+			s := a.sheet()
+			s.table([]string{"TIME", "HOST", "FROM", "TO", "VERSION", "CODE"}, rows)
+			return s.print(a.stdout)
 		},
 	}
 	cmd.Flags().StringVar(&address, "server", "http://127.0.0.1:8787", "the server's address")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"encoding/hex"
@@ -10,10 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/mounted"
@@ -210,8 +207,7 @@ func (s *slotsFlags) show() error {
 	if s.app.json {
 		return s.app.printJSON(doc)
 	}
-	tw := tabwriter.NewWriter(s.app.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "SLOT\tINDEX\tVERSION\tSTATE\tPRIORITY\tTRIES\tSUCCESSFUL\tSIZE\tUUID\t")
+	var rows [][]cell
 	for _, p := range doc.Slots {
 		var marks []string
 		if p.Running {
@@ -220,9 +216,13 @@ func (s *slotsFlags) show() error {
 		if p.Next {
 			marks = append(marks, "boots next")
 		}
-		fmt.Fprintf(tw, "%s\t%d\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\n", p.Label, p.Index, cmp.Or(p.Version, "-"), p.State, p.Priority, p.Tries, yesNo(p.Successful), formatBytes(p.Size), p.UUID, strings.Join(marks, ", "))
+		rows = append(rows, cells(plain, p.Label, fmt.Sprint(p.Index), cmp.Or(p.Version, "-"), p.State, fmt.Sprint(p.Priority), fmt.Sprint(p.Tries), yesNo(p.Successful), formatBytes(p.Size), strings.Join(marks, ", "), p.UUID))
 	}
-	tw.Flush()
+	out := s.app.sheet()
+	out.table([]string{"SLOT", "INDEX", "VERSION", "STATE", "PRIORITY", "TRIES", "SUCCESSFUL", "SIZE", "", "UUID"}, rows)
+	if err := out.print(s.app.stdout); err != nil {
+		return err
+	}
 	switch t := doc.Table; {
 	case t.Healthy:
 		fmt.Fprintln(s.app.stdout, "\npartition table: both copies are valid and equal")
@@ -244,16 +244,12 @@ func (s *slotsFlags) change(what string, do func() error) error {
 	if s.dryRun {
 		return s.report("would "+what, false)
 	}
-	if !s.yes {
-		f, ok := s.app.stdin.(*os.File)
-		if !ok || !term.IsTerminal(int(f.Fd())) {
-			return withHint(usagef("%s: there is no terminal to ask on", what), "--yes goes ahead without asking, --dry-run shows what would be done")
+	if err := s.app.confirm(s.yes, what); err != nil {
+		var usage *usageError
+		if errors.As(err, &usage) { // nobody was asked
+			err = withHint(err, "--dry-run shows what would be done")
 		}
-		fmt.Fprintf(s.app.stderr, "%s? [y/N] ", what)
-		answer, _ := bufio.NewReader(f).ReadString('\n')
-		if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
-			return withExit(exitNothing, errors.New("not done: the answer was no"))
-		}
+		return err
 	}
 	if err := do(); err != nil {
 		return diskHint(err)

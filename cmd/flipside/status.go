@@ -206,7 +206,7 @@ func printSlots(w io.Writer, s pen, st updater.Status) {
 	if len(st.Slots) == 0 {
 		return
 	}
-	fmt.Fprintf(w, "\n%s\n", s.paint(faint, "SLOT     PRIORITY  TRIES  SUCCESSFUL  SIZE"))
+	var rows [][]cell
 	for _, slot := range st.Slots {
 		var marks []string
 		if slot.Running {
@@ -215,8 +215,14 @@ func printSlots(w io.Writer, s pen, st updater.Status) {
 		if slot.Next {
 			marks = append(marks, "boots next")
 		}
-		fmt.Fprintf(w, "%s  %-8d  %-5d  %-10s  %-9s  %s\n", pad(slot.Label, 7), slot.Priority, slot.Tries, yesNo(slot.Successful), formatBytes(slot.Size), s.paint(cyan, strings.Join(marks, ", ")))
+		row := cells(plain, slot.Label, fmt.Sprint(slot.Priority), fmt.Sprint(slot.Tries), yesNo(slot.Successful), formatBytes(slot.Size), strings.Join(marks, ", "))
+		row[5].look = cyan
+		rows = append(rows, row)
 	}
+	table := &sheet{pen: s}
+	table.line("")
+	table.table([]string{"SLOT", "PRIORITY", "TRIES", "SUCCESSFUL", "SIZE", ""}, rows)
+	table.print(w)
 }
 
 // facts are the lines at the end of a status.
@@ -263,7 +269,6 @@ func facts(st updater.Status, now time.Time) (rows [][2]string) {
 	return rows
 }
 
-// printGate prints what a gate says, and for one that does not say go all that helps to change it.
 // printGates prints what gates say, in columns that fit their names, each after this.
 func printGates(w io.Writer, s pen, before string, gates []reboot.Answer, now time.Time) {
 	width := 10
@@ -276,6 +281,7 @@ func printGates(w io.Writer, s pen, before string, gates []reboot.Answer, now ti
 	}
 }
 
+// printGate prints what a gate says, and for one that does not say go all that helps to change it.
 func printGate(w io.Writer, s pen, g reboot.Answer, now time.Time, width int) {
 	indent := width + 13
 	colour := map[reboot.Verdict]style{reboot.Go: green, reboot.Wait: yellow}[g.Verdict]

@@ -77,7 +77,7 @@ func TestStatusAndItsExitCodes(t *testing.T) {
 		want []string
 	}{
 		{"idle", idle, []string{"status"}, exitOK, []string{"1.0.0 on USR-A, idle\nup to date\n"}},
-		{"armed", armed, []string{"status"}, exitReboot, []string{"USR-B    2         1      no", "boots next", "window     wait      outside the window", "-> set reboot.window_start"}},
+		{"armed", armed, []string{"status"}, exitReboot, []string{"USR-B  2         1      no", "boots next", "window     wait      outside the window", "-> set reboot.window_start"}},
 		{"json", idle, []string{"--json", "status"}, exitOK, []string{`"schema": "flipside.status/v1"`, `"why": "up to date"`}},
 		{"failed", failed, []string{"status"}, exitOK, []string{": failed\n", "last error"}},
 		{"check: nothing", idle, []string{"check"}, exitNothing, []string{"up to date"}},
