@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -9,6 +11,9 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/google/renameio/v2"
 )
 
 // folders are what a release directory is made of.
@@ -41,6 +46,70 @@ func makeDir(path string) error {
 	}
 	defer f.Close()
 	return inherit(f, filepath.Dir(path))
+}
+
+func readTOML(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	meta, err := toml.Decode(string(data), v)
+	if err != nil {
+		return fmt.Errorf("%s: %w", filepath.Base(path), err)
+	}
+	if extra := meta.Undecoded(); len(extra) > 0 {
+		return fmt.Errorf("%s: unknown key %q", filepath.Base(path), extra[0].String())
+	}
+	return nil
+}
+
+// What the files say about themselves to whoever opens one.
+const (
+	channelHead = "# What hosts on this channel get, and how fast. Edit it as you like: a running server notices.\n# Commands that change the channel write this file anew, without other comments.\n\n"
+	releaseHead = "# One published release. It never changes.\n\n"
+)
+
+// writeTOML replaces a file whole: flushed, renamed, and its directory flushed as well.
+func writeTOML(path string, v any, head string) error {
+	var b bytes.Buffer
+	b.WriteString(head)
+	if err := toml.NewEncoder(&b).Encode(v); err != nil {
+		return err
+	}
+	f, err := pending(path)
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	if _, err := f.Write(b.Bytes()); err != nil {
+		return err
+	}
+	if err := f.CloseAtomicallyReplace(); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// pending begins a file that takes its place whole.
+func pending(path string) (*renameio.PendingFile, error) {
+	folder := filepath.Dir(path)
+	f, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o644), renameio.WithTempDir(folder))
+	if err != nil {
+		return nil, err
+	}
+	if err := inherit(f.File, folder); err != nil {
+		return nil, errors.Join(err, f.Cleanup())
+	}
+	return f, nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }
 
 // payload serves the file of a published release, whole or in ranges. Only names from the catalog reach the file system.
