@@ -13,6 +13,7 @@ import (
 	"math"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -157,6 +158,7 @@ func (r Reboot) schedule() (s window.Schedule, errs []error) {
 type Lock struct {
 	Endpoints []string `toml:"endpoints"` // URLs of etcd
 	FleetLock string   `toml:"fleetlock"` // URL of a FleetLock server: "flipside fleet serve", airlock
+	Proxy     string   `toml:"proxy"`     // for fleetlock: http://, https:// or socks5://; "" and "direct": none, whatever the environment says. etcd is asked directly
 	Zone      string   `toml:"zone"`      // failure domain of this host: a rack, a data centre
 	Class     string   `toml:"class"`     // its priority class
 	Group     string   `toml:"group"`
@@ -336,6 +338,16 @@ func (c *Config) check() (errs []error) {
 	} else if u, err := url.Parse(c.Update.Server); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		add("update.server %q is not an http or https URL", c.Update.Server)
 	}
+	for _, p := range [...]struct{ key, url string }{{"update.proxy", c.Update.Proxy}, {"lock.proxy", c.Lock.Proxy}} {
+		if p.url == "" || p.url == "direct" {
+			continue
+		}
+		if u, err := url.Parse(p.url); err != nil {
+			add("%s cannot be read as a URL", p.key) // it may hold a password
+		} else if u.Host == "" || !slices.Contains([]string{"http", "https", "socks5"}, u.Scheme) {
+			add("%s %q is not an http://, https:// or socks5:// URL, nor \"direct\"", p.key, u.Redacted())
+		}
+	}
 	if c.Update.Interval <= 0 {
 		add("update.interval must be more than zero")
 	}
@@ -397,6 +409,9 @@ func (c *Config) check() (errs []error) {
 	}
 	if c.Lock.FleetLock != "" && len(c.Lock.Endpoints) > 0 {
 		add("lock.endpoints and lock.fleetlock are two semaphores; set one")
+	}
+	if c.Lock.Proxy != "" && c.Lock.FleetLock == "" {
+		add("lock.proxy is for a FleetLock server (lock.fleetlock); etcd is asked directly")
 	}
 	if (c.Lock.Signer != "" || len(c.Lock.Owners) > 0) && len(c.Lock.Endpoints) == 0 {
 		add("lock.signer and lock.owners are for a semaphore in etcd; set lock.endpoints")

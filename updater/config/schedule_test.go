@@ -66,6 +66,10 @@ func TestScheduleErrors(t *testing.T) {
 		"[reboot]\nalerts = \"prometheus:9090\"\n":                                          "reboot.alerts",
 		"[reboot]\nalerts_query = \"up\"\n":                                                 "reboot.alerts_query",
 		"[lock]\nendpoints = [\"http://a:1\"]\nfleetlock = \"http://b:1\"\n":                "set one",
+		"[lock]\nendpoints = [\"http://a:1\"]\nproxy = \"http://b:1\"\n":                    "etcd is asked directly",
+		"[lock]\nfleetlock = \"http://a:1\"\nproxy = \"proxy:3128\"\n":                      "lock.proxy \"proxy:3128\" is not",
+		"proxy = \"ftp://me:secret@proxy\"\n":                                               "update.proxy \"ftp://me:xxxxx@proxy\" is not",
+		"proxy = \"http://me:secret@%zz\"\n":                                                "update.proxy cannot be read",
 	} {
 		_, err := Parse("test.toml", []byte("[update]\nserver = \"https://updates.example.org/v1/update/\"\n"+text))
 		if err == nil || !strings.Contains(err.Error(), want) {

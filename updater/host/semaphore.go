@@ -3,8 +3,10 @@ package host
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"time"
 
@@ -74,6 +76,13 @@ func fleetLock(c config.Lock, tpm string) (lock.Semaphore, func() error, error) 
 	}
 	tr := http.DefaultTransport.(*http.Transport).Clone()
 	tr.TLSClientConfig, tr.Proxy = conf, nil // the environment's proxy is for what is fetched, from outside
+	if c.Proxy != "" && c.Proxy != "direct" {
+		u, err := url.Parse(c.Proxy)
+		if err != nil {
+			return nil, nil, errors.New("the semaphore: lock.proxy cannot be read as a URL")
+		}
+		tr.Proxy = http.ProxyURL(u)
+	}
 	f, err := fleetlock.New(c.FleetLock, fleetlock.Options{HTTP: &http.Client{Transport: tr}, Timeout: time.Duration(c.Timeout)})
 	if err != nil {
 		return nil, nil, fmt.Errorf("the semaphore: %w", err)
