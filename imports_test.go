@@ -27,12 +27,16 @@ var rooms = map[string][]string{
 // buildTags are those of the Makefile: without gRPC's request tracing, and the web pages that come with it.
 const buildTags = "grpcnotrace"
 
-// never are imports that a program must not link, with the reason.
+// never are imports that a program, or a package, must not link, with the reason.
 var never = []struct{ program, prefix, reason string }{
 	{"cmd/flipsided", "go.etcd.io/etcd/server", "a host is a client of etcd, never a server"},
 	{"cmd/flipsided", "html/template", "a host serves no pages"},
 	{"cmd/flipsided", "testing", "tests stay out of the daemon"},
 	{"cmd/flipsided", module + "omaha/server", "a host is not a release server"},
+	{"updater/supervisor", "net/http", "what keeps root's rights says nothing on the network"},
+	{"updater/supervisor", module + "updater/writer", "it starts writers, and what they are told does not pass through it"},
+	{"updater/writer", module + "updater/supervisor", "it is given a socket, and does not ask by whom"},
+	{"updater/writer", module + "reboot", "what writes to the disk knows nothing of the engine that decides, and of its gates"},
 }
 
 type listed struct {

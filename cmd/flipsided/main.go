@@ -25,6 +25,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/flipside-linux/flipside/reboot"
+	"github.com/flipside-linux/flipside/updater/account"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/host"
 	"github.com/flipside-linux/flipside/updater/journal"
@@ -36,7 +37,7 @@ func main() {
 	path := flag.String("config", "", "read only this configuration `file` (default: "+config.DefaultPath+", its drop-ins, and update.conf)")
 	verbose := flag.Bool("v", false, "log more")
 	part := flag.String("part", "", "which `part` of the daemon this process is; only flipsided itself says that")
-	account := flag.String("user", host.DefaultAccount, "run the part that talks to the network as this system `user`, if there is one; \"\": as whoever started flipsided")
+	user := flag.String("user", account.Default, "run the part that talks to the network as this system `user`, if there is one; \"\": as whoever started flipsided")
 	lack := flag.String("lack", "", "why this part is not run as that user; only flipsided itself `says` that")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -49,7 +50,7 @@ func main() {
 	}
 	log := slog.New(handler(level))
 	self := func(part string) *exec.Cmd {
-		cmd := exec.Command("/proc/self/exe", "-part", part, "-config", *path, "-user", *account, fmt.Sprintf("-v=%t", *verbose))
+		cmd := exec.Command("/proc/self/exe", "-part", part, "-config", *path, "-user", *user, fmt.Sprintf("-v=%t", *verbose))
 		cmd.Args[0], cmd.Stderr = os.Args[0], os.Stderr
 		return cmd
 	}
@@ -59,7 +60,7 @@ func main() {
 	var err error
 	switch *part {
 	case "":
-		err = supervise(*path, *account, self, log)
+		err = supervise(*path, *user, self, log)
 	case "agent":
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
@@ -67,7 +68,7 @@ func main() {
 	case supervisor.Writer.String():
 		err = write(log)
 	case supervisor.Errand.String():
-		err = doErrand(*account)
+		err = doErrand(*user)
 	default:
 		fmt.Fprintf(os.Stderr, "flipsided: there is no part %q\n", *part)
 		os.Exit(2)
@@ -100,7 +101,7 @@ func handler(level slog.Level) slog.Handler {
 
 // supervise is the process that flipsided is started as. It keeps its rights, starts the agent, and starts for the agent what needs them. A file that cannot be used must not
 // keep a good release from being confirmed: writers are given the last configuration that could.
-func supervise(path, account string, self func(part string) *exec.Cmd, log *slog.Logger) error {
+func supervise(path, user string, self func(part string) *exec.Cmd, log *slog.Logger) error {
 	signals, told := make(chan os.Signal, 4), make(chan os.Signal)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	var last []byte
@@ -118,8 +119,8 @@ func supervise(path, account string, self func(part string) *exec.Cmd, log *slog
 	}
 	agent, own := self("agent"), func() error { return nil }
 	agent.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "WATCHDOG_PID=") }) // it is the agent that says that all is well
-	if os.Geteuid() == 0 && account != "" {
-		a, err := host.FindAccount(account, c)
+	if os.Geteuid() == 0 && user != "" {
+		a, err := account.Find(user, c, host.AgentFiles())
 		if err != nil {
 			agent.Args = append(agent.Args, "-lack", err.Error())
 		} else if agent.SysProcAttr, err = a.Prepare(c); err != nil {
@@ -253,16 +254,16 @@ func write(log *slog.Logger) error {
 }
 
 // doErrand does one thing for the agent that needs the rights that it has given up.
-func doErrand(account string) error {
+func doErrand(user string) error {
 	conn, err := supervisor.Inherited()
 	if err != nil {
 		return err
 	}
 	return host.Errand(context.Background(), conn, given, func(c config.Config) error {
-		if os.Geteuid() != 0 || account == "" {
+		if os.Geteuid() != 0 || user == "" {
 			return nil
 		}
-		a, err := host.FindAccount(account, c)
+		a, err := account.Find(user, c, host.AgentFiles())
 		if err != nil {
 			return err
 		}

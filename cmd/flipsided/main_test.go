@@ -213,7 +213,7 @@ func checkRights(t *testing.T, first int, said string) {
 			if seccomp != "2" || field(pid, "NoNewPrivs") != "1" || caps&(sysAdmin|mknod) != 0 {
 				t.Errorf("the agent has seccomp %s, capabilities %x", seccomp, caps)
 			}
-			if account(t) != "" && (caps != 1<<unix.CAP_DAC_READ_SEARCH || uid(t, pid) == 0 || uid(t, first) != 0) {
+			if somebody(t) != "" && (caps != 1<<unix.CAP_DAC_READ_SEARCH || uid(t, pid) == 0 || uid(t, first) != 0) {
 				t.Errorf("the agent is user %d and has capabilities %x; what started it is user %d", uid(t, pid), caps, uid(t, first))
 			}
 		} else if os.Getuid() == 0 && caps != own(t) {
@@ -222,8 +222,8 @@ func checkRights(t *testing.T, first int, said string) {
 	}
 }
 
-// account is a user for the agent that every host has; "" where it cannot be had.
-func account(t *testing.T) string {
+// somebody is a user for the agent that every host has; "" where it cannot be had.
+func somebody(t *testing.T) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		return ""
@@ -275,7 +275,7 @@ func TestTheProgram(t *testing.T) {
 		t.Errorf("the stripped binary has %d bytes, more than %d", info.Size(), maxBinary)
 	}
 	conf, socket, dir := configure(t, gptimage.Attributes(1, 0, true))
-	cmd := exec.Command(bin, "-config", conf, "-user", account(t))
+	cmd := exec.Command(bin, "-config", conf, "-user", somebody(t))
 	said := listen(t, cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -389,7 +389,7 @@ func TestTheAgentIsConfined(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(bin, "-config", conf, "-user", account(t))
+	cmd := exec.Command(bin, "-config", conf, "-user", somebody(t))
 	said := listen(t, cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -1,4 +1,10 @@
-package host
+// Package account gives the agent a system user of its own: its files, the devices that it uses, and no right of root's but to read.
+//
+// Root trusts what root says, on the message bus and elsewhere: an agent that is nobody has no more to say there than others on this host. What it may
+// still do as that user, and what not, is package confine's.
+//
+// The user could have planted what is in a directory that it may write to. So nothing there is followed or given away by its name alone ([Account.Own]).
+package account
 
 import (
 	"cmp"
@@ -19,19 +25,19 @@ import (
 	"github.com/flipside-linux/flipside/updater/trust"
 )
 
-// DefaultAccount is the name of the system user that the agent runs as, where there is one.
-const DefaultAccount = "flipside"
+// Default is the name of the system user that the agent runs as, where there is one.
+const Default = "flipside"
 
-// Account is a system user for the agent. Root trusts what root says, on the message bus and elsewhere: an agent that is nobody has no more to say there than
-// others on this host.
+// Account is a system user for the agent.
 type Account struct {
 	name     string
 	uid, gid int
-	groups   []uint32
+	files    []string
 }
 
-// FindAccount looks a user up for the agent of the host that c configures. An error says why the agent can be no such user there.
-func FindAccount(name string, c config.Config) (*Account, error) {
+// Find looks a user up for the agent of the host that c configures, whose own files in the state directory are called files. An error says why the agent can be no
+// such user there.
+func Find(name string, c config.Config, files []string) (*Account, error) {
 	for key, dir := range map[string]string{"paths.state": c.Paths.State, "paths.run": c.Paths.Run} {
 		if dir = filepath.Clean(dir); slices.Contains(shared, dir) || filepath.Dir(dir) == "/" {
 			return nil, fmt.Errorf("%s is %s, which others use too, and cannot be given to the user %s", key, dir, name)
@@ -45,7 +51,7 @@ func FindAccount(name string, c config.Config) (*Account, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking up the user %s: %w", name, err)
 	}
-	a := &Account{name: name}
+	a := &Account{name: name, files: files}
 	if a.uid, err = strconv.Atoi(u.Uid); err == nil {
 		a.gid, err = strconv.Atoi(u.Gid)
 	}
@@ -64,7 +70,7 @@ func (a *Account) Prepare(c config.Config) (*syscall.SysProcAttr, error) {
 	if err := a.Own(c); err != nil {
 		return nil, err
 	}
-	groups := slices.Clone(a.groups)
+	var groups []uint32
 	if g, err := user.LookupGroup("tty"); err == nil { // to tell people who are logged in of a reboot
 		if gid, err := strconv.Atoi(g.Gid); err == nil && gid > 0 {
 			groups = append(groups, uint32(gid))
@@ -111,10 +117,7 @@ func (a *Account) grant(device string) (gid int, err error) {
 	return a.gid, nil
 }
 
-// agents are the files in the state directory that are the agent's, with those that are about to replace them. All others are not.
-var agents = []string{"state.json", "state.json.unreadable", "history.log", "history.old.log", "paused", "operator.toml", deadmanNote, deadmanSpent, failedBoots}
-
-// Own gives the account the agent's files. The state directory itself stays root's, and its sticky bit keeps the account from taking the place of what is not its own there,
+// Own gives the account the agent's files, with those that are about to replace them, and no others. The state directory itself stays root's, and its sticky bit keeps the account from taking the place of what is not its own there,
 // such as the floor of releases.
 func (a *Account) Own(c config.Config) error {
 	fail := func(what string, err error) error {
@@ -136,7 +139,7 @@ func (a *Account) Own(c config.Config) error {
 	if err := errors.Join(d.Chown(os.Geteuid(), a.gid), d.Chmod(0o770|fs.ModeSticky)); err != nil {
 		return fail("paths.state", err)
 	}
-	for _, name := range agents {
+	for _, name := range a.files {
 		for _, name := range []string{name, "." + name + ".new"} {
 			if err := a.take(int(d.Fd()), name, 2); err != nil {
 				return fail(filepath.Join(c.Paths.State, name), err)

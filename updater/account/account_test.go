@@ -1,4 +1,4 @@
-package host
+package account
 
 import (
 	"errors"
@@ -24,7 +24,7 @@ func somebody(t *testing.T, c config.Config) *Account {
 	if err != nil {
 		t.Skip(err)
 	}
-	a, err := FindAccount(u.Username, c)
+	a, err := Find(u.Username, c, []string{"state.json", "history.log", "history.old.log", "paused", "note", "pipe", "not-there", "boots"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,13 +47,13 @@ func TestOwn(t *testing.T) {
 	c := config.Default()
 	c.Paths.State, c.Paths.Run = filepath.Join(dir, "state"), filepath.Join(dir, "run")
 	a := somebody(t, c)
-	boot := filepath.Join(c.Paths.State, failedBoots, "20260101T000000Z-1.0")
+	boot := filepath.Join(c.Paths.State, "boots", "20260101T000000Z-1.0")
 	if err := os.MkdirAll(boot, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	in := func(name string) string { return filepath.Join(c.Paths.State, name) }
 	secret := filepath.Join(dir, "secret")
-	its := []string{in("state.json"), in(".state.json.new"), in("history.log"), in("operator.toml"), in(deadmanNote), filepath.Join(boot, "reason"), filepath.Join(boot, "journal")}
+	its := []string{in("state.json"), in(".state.json.new"), in("history.log"), in("note"), filepath.Join(boot, "reason"), filepath.Join(boot, "journal")}
 	roots := []string{in("trust.json"), in(".trust.json.new"), in("pcrs-USR-A.zip"), in("key.pem"), secret, filepath.Join(dir, "linked")}
 	for _, path := range append(its, roots...) {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -65,7 +65,7 @@ func TestOwn(t *testing.T) {
 		os.Link(filepath.Join(dir, "linked"), in("paused")),
 		os.Symlink(secret, in("history.old.log")),
 		os.Symlink(dir, filepath.Join(boot, "output")),
-		syscall.Mkfifo(in(deadmanSpent), 0o600),
+		syscall.Mkfifo(in("pipe"), 0o600),
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestOwn(t *testing.T) {
 	if attr.Credential.Uid != uint32(a.uid) || attr.Credential.Gid != uint32(a.gid) || attr.Credential.Uid == 0 {
 		t.Errorf("it would be started as %+v", attr.Credential)
 	}
-	for _, path := range append(its, boot, in(failedBoots), c.Paths.Run) {
+	for _, path := range append(its, boot, in("boots"), c.Paths.Run) {
 		if uid, gid, _ := owner(t, path); uid != a.uid || gid != a.gid {
 			t.Errorf("%s is user %d's, group %d's", path, uid, gid)
 		}
@@ -104,7 +104,7 @@ func TestAccountsThatCannotBe(t *testing.T) {
 	} {
 		c := config.Default()
 		c.Paths.State, c.Paths.Run = tt.state, tt.run
-		if _, err := FindAccount(tt.name, c); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := Find(tt.name, c, nil); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s, %s, %s: %v", tt.name, tt.state, tt.run, err)
 		}
 	}

@@ -9,6 +9,11 @@ import (
 	"github.com/flipside-linux/flipside/updater/trust"
 )
 
+// AgentFiles are the agent's own in the state directory. All others there are root's: the floor of releases, keys, what a slot brought along.
+func AgentFiles() []string {
+	return []string{"state.json", "state.json.unreadable", "history.log", "history.old.log", "paused", "operator.toml", deadmanNote, deadmanSpent, failedBoots}
+}
+
 // Confinement is what the agent of the host that c configures may write to, and the health checks and gate programs, which run for it. There is no disk with slots in it,
 // nothing of the boot partition, and not the keys and the configuration, which decide what a writer believes.
 func Confinement(c config.Config) confine.Policy {

@@ -368,7 +368,10 @@ func (in *installer) mayGoBack(ctx context.Context) error {
 	if !f.Slots[f.Other].Successful {
 		return nil // the engine finds nothing to go back to
 	}
-	return in.guard.Admits(f.Other)
+	if err := in.guard.Admits(f.Other); err != nil {
+		return fmt.Errorf("%w: %w", updater.ErrBelowFloor, err)
+	}
+	return nil
 }
 
 func (in *installer) Disarm(ctx context.Context, slot string) error {

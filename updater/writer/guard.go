@@ -17,7 +17,6 @@ import (
 
 	"github.com/flipside-linux/flipside/omaha"
 	"github.com/flipside-linux/flipside/payload"
-	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/trust"
 )
@@ -88,12 +87,7 @@ func (g *Guard) Options() (payload.Options, error) {
 }
 
 // Admits refuses to go back to a release below the floor, or to one of which nobody knows whether it is.
-func (g *Guard) Admits(slot string) error {
-	if err := g.floor.Admits(slot); err != nil {
-		return fmt.Errorf("%w: %w", updater.ErrBelowFloor, err)
-	}
-	return nil
-}
+func (g *Guard) Admits(slot string) error { return g.floor.Admits(slot) }
 
 // Opens asks whether the secrets of the next boot will open in a slot: by the signed PCR policy of its release, if the host knows the key, and then by the host's
 // own program. A policy that cannot be judged leaves it to that program; without one it is a no.

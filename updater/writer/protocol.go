@@ -8,7 +8,6 @@ import (
 	"github.com/flipside-linux/flipside/partition"
 	"github.com/flipside-linux/flipside/partition/atomicfile"
 	"github.com/flipside-linux/flipside/payload"
-	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/postinstall"
 	"github.com/flipside-linux/flipside/updater/trust"
 	"github.com/flipside-linux/flipside/updater/wire"
@@ -113,7 +112,7 @@ type errorKind struct {
 // kinds are the errors that somebody decides on, by their names on the socket.
 func kinds() []errorKind {
 	return []errorKind{
-		{"disk", ErrDisk}, {"guard", ErrGuard}, {"secrets", ErrSecrets}, {"order", ErrOrder}, {"below floor", updater.ErrBelowFloor},
+		{"disk", ErrDisk}, {"guard", ErrGuard}, {"secrets", ErrSecrets}, {"order", ErrOrder}, {"below floor", ErrBelowFloor},
 		{"floor: behind", trust.ErrBehind},
 		{"payload: no key", payload.ErrNoKey}, {"payload: unsigned", payload.ErrUnsigned}, {"payload: signature", payload.ErrSignature},
 		{"payload: malformed", payload.ErrMalformed}, {"payload: unsupported", payload.ErrUnsupported}, {"payload: hash", payload.ErrHash},

@@ -24,6 +24,8 @@ import (
 var (
 	ErrDisk  = errors.New("the slot cannot be used")          // which says nothing about the release
 	ErrOrder = errors.New("the writer was asked out of turn") // which no honest agent does
+
+	ErrBelowFloor = errors.New("the release to go back to may be older than this host accepts")
 )
 
 // Release is what the writer must know of a release before it gives a slot up for it. Of all this it believes what a pinned key has signed.
@@ -322,7 +324,7 @@ func (w *Writer) GoBack(ctx context.Context, b Back) error {
 	}
 	if !b.BelowFloor {
 		if err := w.guard.Admits(b.Slot); err != nil {
-			return err
+			return fmt.Errorf("%w: %w", ErrBelowFloor, err)
 		}
 	}
 	files := Contents{Files: places(w.conf)}.Paths(b.Slot)

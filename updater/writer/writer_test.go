@@ -21,7 +21,6 @@ import (
 	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/payload/build"
 	"github.com/flipside-linux/flipside/payload/keytest"
-	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
 	"github.com/flipside-linux/flipside/updater/trust"
 	"github.com/flipside-linux/flipside/updater/wire"
@@ -469,7 +468,7 @@ func TestLiars(t *testing.T) {
 				return err
 			}
 			return c.GoBack(ctx, Back{Slot: "USR-B"})
-		}, updater.ErrBelowFloor},
+		}, ErrBelowFloor},
 		{"something else", func(r *rig, c *Client) error { return c.call(ctx, call{Do: "exec"}) }, ErrOrder},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
