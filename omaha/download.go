@@ -29,6 +29,7 @@ const (
 type DownloadOptions struct {
 	MinRate  int64         // bytes per second below which a connection is given up, default 1 KiB/s; negative none
 	Window   time.Duration // over which the rate is measured, default 60 s
+	Open     time.Duration // for an address to begin to deliver, over all its redirects, or to say why it does not; default 2 min
 	Attempts int           // per URL and without progress, default the offer's, at most 10
 	Rounds   int           // how often the whole list of URLs is gone through without progress, default 2
 
@@ -63,6 +64,7 @@ func NewDownload(h *HTTP, offer *Offer, opt DownloadOptions) *Download {
 		opt.MinRate = 1 << 10
 	}
 	opt.Window = orDuration(opt.Window, 60*time.Second)
+	opt.Open = orDuration(opt.Open, 2*time.Minute)
 	if opt.Attempts <= 0 {
 		opt.Attempts = max(offer.MaxFailures, 1)
 	}
@@ -295,8 +297,14 @@ func (d *Download) get(ctx context.Context, index int, offset int64) (body *mete
 			req.Header.Set("If-Range", cond)
 		}
 	}
+	// What a redirect or a refusal brings along is read too, and no rate is measured of that.
+	watch := time.AfterFunc(d.opt.Open, func() { cancel(ErrTooSlow) })
+	defer watch.Stop()
 	resp, err := d.http.client.Do(req)
 	if err != nil {
+		if errors.Is(context.Cause(ctx), ErrTooSlow) {
+			return nil, 0, false, fmt.Errorf("%w: it did not begin within %s", ErrTooSlow, d.opt.Open)
+		}
 		return nil, 0, permanent(err), transportError(err)
 	}
 	skip, next, err := d.accept(resp, offset, mark, known)
@@ -304,6 +312,10 @@ func (d *Download) get(ctx context.Context, index int, offset int64) (body *mete
 		pause = rawRetryAfter(resp.Header, d.http.now())
 		resp.Body.Close()
 		return nil, pause, next, err
+	}
+	if !watch.Stop() {
+		resp.Body.Close()
+		return nil, 0, false, fmt.Errorf("%w: it did not begin within %s", ErrTooSlow, d.opt.Open)
 	}
 	body = &meteredBody{d: d, ctx: ctx, cancel: cancel, body: resp.Body, buf: bufio.NewReaderSize(resp.Body, readChunk), url: redact(resp.Request.URL.String())}
 	if offset == 0 || skip > 0 {

@@ -332,6 +332,45 @@ func TestDownloadTooSlow(t *testing.T) {
 	}
 }
 
+// Also what an answer brings that is no payload has an end: a mirror that says it is broken, or elsewhere, and then says no more, is left for the next one.
+func TestDownloadStallsInARefusal(t *testing.T) {
+	data := some(300_000)
+	good := newMirror(t, data, nil)
+	for name, head := range map[string]func(http.ResponseWriter){
+		"broken":    func(w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) },
+		"not there": func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) },
+		"a page":    func(w http.ResponseWriter) { w.Header().Set("Content-Type", "text/html") },
+		"elsewhere": func(w http.ResponseWriter) {
+			w.Header().Set("Location", good.URL)
+			w.WriteHeader(http.StatusFound)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMirror(t, data, func(_ int, w http.ResponseWriter, r *http.Request) bool {
+				w.Header().Set("Content-Length", "400")
+				head(w)
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+				return true
+			})
+			d := fetch(t, data, m.URL, good.URL)
+			d.opt.Open, d.opt.Attempts, d.opt.Rounds = 500*time.Millisecond, 1, 20 // of which a busy machine may need some
+			var told error
+			d.opt.Failed = func(_ string, err error) {
+				if told == nil {
+					told = err
+				}
+			}
+			if got, err := readFrom(t, d, 0); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+			if told == nil {
+				t.Error("the first address was not given up")
+			}
+		})
+	}
+}
+
 // Only waiting for the network counts: whoever reads slowly is not punished.
 func TestSlowReaderIsNotSlowServer(t *testing.T) {
 	data := some(300_000)

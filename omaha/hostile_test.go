@@ -302,6 +302,12 @@ func TestAddressRules(t *testing.T) {
 		{"https://up.example.org/", "https://127.1/p/", false, false},
 		{"https://up.example.org/", "https://2130706433/p/", false, false},
 		{"https://up.example.org/", "https://0x7f000001/p/", false, false},
+		{"https://up.example.org/", "https://ｌｏｃａｌｈｏｓｔ/p/", false, false}, // net/http makes ASCII of each of these
+		{"https://up.example.org/", "https://①②⑦.⓪.⓪.①/p/", false, false},
+		{"https://up.example.org/", "https://127。0。0。1/p/", false, false},
+		{"https://up.example.org/", "https://local\u00adhost/p/", false, false},
+		{"https://up.example.org/", "https://bücher.example/p/", false, false},
+		{"https://up.example.org/", "https://xn--bcher-kva.example/p/", false, true},
 		{"https://up.example.org/", "https://10.0.0.1/p/", false, true},
 		{"https://up.example.org/", "https://123.de/p/", false, true},
 		{"http://127.0.0.1:1/", "http://127.0.0.1:2/p/", false, true},

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"unicode"
 
 	wire "github.com/flatcar/go-omaha/omaha"
 )
@@ -239,6 +240,8 @@ func (p addressPolicy) check(u *url.URL) error {
 		return invalid("it names no host")
 	case u.User != nil:
 		return invalid("it holds a user name")
+	case strings.ContainsFunc(u.Hostname(), func(r rune) bool { return r > unicode.MaxASCII }):
+		return invalid("host %q is not in ASCII", Printable(u.Hostname())) // there are other ways to write each letter and digit; a name has its xn-- form
 	case !p.loopback && isLocal(u.Hostname()):
 		return invalid("host %q is this machine or its link", Printable(u.Hostname()))
 	}
