@@ -1,9 +1,15 @@
 package lock_test
 
 import (
+	"bytes"
 	"context"
+	"crypto"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -173,5 +179,27 @@ func TestManyLeaveTheQueue(t *testing.T) {
 	cancel()
 	if err := a.store.Watch(ctx, group, hosts[0], rev); !errors.Is(err, context.Canceled) {
 		t.Errorf("a watch from now on: %v, want it to wait", err)
+	}
+}
+
+// Who may write to the store cannot make its readers count for hours: a record brings the key that it is verified by, and that may be of any size.
+func TestHugeKey(t *testing.T) {
+	raw := bytes.Repeat([]byte{0xff}, 20<<10)
+	der, err := x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: new(big.Int).SetBytes(raw), E: 1<<31 - 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(map[string][]byte{"statement": []byte("{}"), "key": der, "signature": append([]byte{0}, raw[1:]...)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := lock.NewMemory()
+	change := lock.Change{State: []byte(`{"schema":2}`), Records: []lock.Record{{Name: "/owner", Data: data}}}
+	if _, _, err := m.Commit(t.Context(), group, "", 0, lock.View{}, change); err != nil {
+		t.Fatal(err)
+	}
+	k := lock.On(m, lock.Options{Owners: []crypto.PublicKey{newKey(t).Public()}})
+	if st, err := k.State(t.Context(), group); err != nil || len(st.Tampered) == 0 || !strings.Contains(strings.Join(st.Tampered, "\n"), "its RSA key has 163840 bits") {
+		t.Errorf("tampered %q, %v", st.Tampered, err)
 	}
 }

@@ -24,6 +24,9 @@ const recordSchema = "flipside.lock-record/v1"
 // maxRecord bounds what is read of one record: the owner's names every host of the group.
 const maxRecord = 4 << 20
 
+// maxModulus bounds an RSA key, in bits. A record brings its own, and the work to verify by one grows with the square of its size and more.
+const maxModulus = 8192
+
 // saying is what a host says of itself.
 type saying string
 
@@ -113,7 +116,10 @@ func open(data []byte) (statement, string, error) {
 	case ed25519.PublicKey:
 		ok = ed25519.Verify(k, e.signed(), e.Signature)
 	case *rsa.PublicKey:
-		ok = k.N.BitLen() >= 2048 && rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], e.Signature) == nil
+		if bits := k.N.BitLen(); bits < 2048 || bits > maxModulus {
+			return fail("its RSA key has %d bits, from 2048 to %d are taken", bits, maxModulus)
+		}
+		ok = rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], e.Signature) == nil
 	default:
 		return fail("a key of type %T", key)
 	}
