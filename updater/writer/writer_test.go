@@ -618,6 +618,21 @@ func TestTheAgentDies(t *testing.T) {
 	}
 }
 
+// waits returns once the program runs that somebody waits for: it has made the file started. On done the end of the waiting would come.
+func waits(t *testing.T, started string, done <-chan error) {
+	t.Helper()
+	for {
+		if _, err := os.Stat(started); err == nil {
+			return
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("it did not wait: %v", err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
 // A post-install program, a flush, whatever takes long, is given up with the agent.
 func TestTheAgentDiesWhileItWaits(t *testing.T) {
 	r := newRig(t)
@@ -631,16 +646,7 @@ func TestTheAgentDiesWhileItWaits(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.Prepare(ctx) }()
-	for {
-		if _, err := os.Stat(started); err == nil {
-			break
-		}
-		select {
-		case err := <-done:
-			t.Fatalf("it did not wait: %v", err)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+	waits(t, started, done)
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
@@ -678,16 +684,7 @@ func TestDisarmDoesNotWaitForSecrets(t *testing.T) {
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- w.Disarm(ctx, "USR-B") }()
-	for {
-		if _, err := os.Stat(started); err == nil {
-			break
-		}
-		select {
-		case err := <-done:
-			t.Fatalf("it did not wait: %v", err)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+	waits(t, started, done)
 	if r.slot("USR-B").Bootable() {
 		t.Error("USR-B is bootable while the program for its secrets runs")
 	}
