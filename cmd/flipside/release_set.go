@@ -128,7 +128,7 @@ file in place of DIR/state.db. Channels and releases are plain files: copy them 
 			if address != "" {
 				err = backupFrom(cmd.Context(), address, tokenFile, out)
 			} else {
-				err = backupOf(*dir, out)
+				err = backupOf(cmd.Context(), *dir, out)
 			}
 			if err != nil {
 				return err
@@ -156,7 +156,7 @@ file in place of DIR/state.db. Channels and releases are plain files: copy them 
 	return cmd
 }
 
-func backupOf(dir string, out io.Writer) error {
+func backupOf(ctx context.Context, dir string, out io.Writer) error {
 	if _, err := os.Stat(dir + "/state.db"); err != nil {
 		return withHint(fmt.Errorf("backup: %w", err), "name the server's directory with --dir, or a running server with --server")
 	}
@@ -167,7 +167,7 @@ func backupOf(dir string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.Backup(out), s.Close())
+	return errors.Join(s.Backup(ctx, out), s.Close())
 }
 
 func backupFrom(ctx context.Context, address, tokenFile string, out io.Writer) error {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -242,9 +243,11 @@ func (s *Server) receive(w http.ResponseWriter, r *http.Request, p Publisher, re
 			return Release{}, err
 		}
 	}
-	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(uploadGrace)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	rc := http.NewResponseController(w)
+	if err := rc.SetReadDeadline(time.Now().Add(uploadGrace)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return Release{}, err
 	}
+	defer func() { rc.SetWriteDeadline(time.Now().Add(s.patience)) }() // the time for the answer begins when there is one
 	f, err := os.CreateTemp(filepath.Join(s.dir, "payloads"), ".upload-")
 	if err != nil {
 		return Release{}, err
@@ -278,10 +281,22 @@ func (e renamed) Unwrap() error { return e.error }
 
 // backup answers GET /v1/admin/backup with a consistent copy of the state file.
 func (s *Server) backup(w http.ResponseWriter, r *http.Request, _ Publisher) {
+	f, err := s.copied(r.Context())
+	if err != nil {
+		s.log.Error("backup", "error", err)
+		s.refuse(w, http.StatusInternalServerError, "%s", clean(err.Error()))
+		return
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		s.refuse(w, http.StatusInternalServerError, "%s", clean(err.Error()))
+		return
+	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Disposition", `attachment; filename="state.db"`)
-	if err := s.Backup(w); err != nil {
-		s.log.Error("backup", "error", err)
-		panic(http.ErrAbortHandler) // so that nobody takes half a copy for a whole one
+	w.Header().Set("Content-Length", strconv.FormatInt(info.Size(), 10)) // so that nobody takes half a copy for a whole one
+	if _, err := io.Copy(&rolling{ResponseWriter: w, patience: s.patience}, f); err != nil {
+		s.log.Warn("a backup was not taken whole", "error", err)
 	}
 }

@@ -21,7 +21,7 @@ import (
 
 // The interface for programs that only read. web/openapi.yaml describes it, and a test holds the two together.
 func (s *Server) readers() {
-	s.mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { s.writeJSON(w, s.Status()) })
+	s.mux.HandleFunc("GET /v1/status", s.showStatus)
 	s.mux.HandleFunc("GET /v1/channels", s.listChannels)
 	s.mux.HandleFunc("GET /v1/channels/{name}", s.showChannel)
 	s.mux.HandleFunc("GET /v1/channels/{name}/plan", s.plan)
@@ -131,7 +131,7 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 	}
 	machine := q.Get("machine")
 	if machine != "" && !plainID(machine) {
-		s.refuse(w, http.StatusBadRequest, "machine is not 1 to 50 plain characters")
+		s.refuse(w, http.StatusBadRequest, "machine is not 1 to 50 letters, digits or any of . _ : - { }")
 		return
 	}
 	c := s.catalog.Load()
@@ -225,35 +225,125 @@ func (s *Server) listHosts(w http.ResponseWriter, r *http.Request) {
 		limit = n
 	}
 	after, total := q.Get("after"), 0
-	out := []Host{}
+	var ids []string
 	s.mu.Lock()
 	s.expire(s.opt.Now())
 	c := s.catalog.Load()
-	for _, h := range s.hosts {
+	for id, h := range s.hosts {
 		if !f.match(c, h, "") {
 			continue
 		}
 		total++
-		if h.ID > after {
-			out = append(out, *h)
+		if id > after {
+			ids = append(ids, id)
 		}
 	}
 	s.mu.Unlock()
-	slices.SortFunc(out, func(a, b Host) int { return cmp.Compare(a.ID, b.ID) })
+	slices.Sort(ids)
 	next := ""
-	if len(out) > limit {
-		out = out[:limit]
-		next = out[limit-1].ID
+	if len(ids) > limit {
+		ids = slices.Clone(ids[:limit]) // the rest is not kept for as long as the answer takes
+		next = ids[limit-1]
 	}
-	for i := range out {
-		c.judge(&out[i])
+	d := s.document(w)
+	d.member("schema", "flipside.hosts/v1")
+	d.member("total", total)
+	list(d, "hosts", ids, func(h Host) (Host, bool) { return h, true })
+	if next != "" {
+		d.member("next", next)
 	}
-	s.writeJSON(w, struct {
-		Schema string `json:"schema"`
-		Total  int    `json:"total"`
-		Hosts  []Host `json:"hosts"`
-		Next   string `json:"next,omitempty"`
-	}{"flipside.hosts/v1", total, out, next})
+	d.end()
+}
+
+// document is a JSON object that is written one member after the other. Anybody may ask for the hosts, and take nothing of the answer: so no more than a few of them are
+// in memory at once.
+type document struct {
+	s   *Server
+	out *bufio.Writer
+	err error
+	any bool
+}
+
+func (s *Server) document(w http.ResponseWriter) *document {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	d := &document{s: s, out: bufio.NewWriterSize(w, 16<<10)}
+	d.write("{")
+	return d
+}
+
+func (d *document) write(text string) {
+	if d.err == nil {
+		_, d.err = d.out.WriteString(text)
+	}
+}
+
+func (d *document) key(key string) {
+	if d.any {
+		d.write(",")
+	}
+	d.any = true
+	d.write("\n  \"" + key + "\": ")
+}
+
+func (d *document) value(v any, indent string) {
+	data, err := json.MarshalIndent(v, indent, "  ")
+	if d.err == nil {
+		d.err = err
+	}
+	d.write(string(data))
+}
+
+func (d *document) member(key string, v any) {
+	d.key(key)
+	d.value(v, "  ")
+}
+
+// atOnce is how many hosts are copied at once, with the lock held.
+const atOnce = 100
+
+// list writes what of makes of the hosts, but of those that are forgotten meanwhile.
+func list[T any](d *document, key string, ids []string, of func(Host) (T, bool)) {
+	d.key(key)
+	d.write("[")
+	before := "\n    "
+	for some := range slices.Chunk(ids, atOnce) {
+		if d.err != nil {
+			return
+		}
+		hosts := make([]Host, 0, len(some))
+		d.s.mu.Lock()
+		c := d.s.catalog.Load()
+		for _, id := range some {
+			if h := d.s.hosts[id]; h != nil {
+				hosts = append(hosts, *h)
+			}
+		}
+		d.s.mu.Unlock()
+		for i := range hosts {
+			c.judge(&hosts[i])
+			if v, ok := of(hosts[i]); ok {
+				d.write(before)
+				d.value(v, "    ")
+				before = ",\n    "
+			}
+		}
+	}
+	if before != "\n    " {
+		d.write("\n  ")
+	}
+	d.write("]")
+}
+
+// end writes what is left. An answer that broke off is no JSON, and nobody takes it for a whole one.
+func (d *document) end() {
+	d.write("\n}\n")
+	if d.err == nil {
+		d.err = d.out.Flush()
+	}
+	if d.err != nil {
+		d.s.log.Debug("answer not delivered", "error", d.err)
+	}
 }
 
 // HostDetail is one host with what it did.

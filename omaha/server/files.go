@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/google/renameio/v2"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // folders are what a release directory is made of.
@@ -129,7 +132,7 @@ func (s *Server) payload(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("ETag", `"`+rel.SHA256+`"`)
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable") // a published version never changes
-	http.ServeContent(&countingWriter{w, s}, r, "", rel.Published, f)
+	http.ServeContent(&rolling{w, s.patience, s.metrics.payload}, r, "", rel.Published, f)
 }
 
 // Status is the document of GET /v1/status.
@@ -157,39 +160,115 @@ type Failure struct {
 
 // Status returns everything that the server knows.
 func (s *Server) Status() Status {
-	c := s.catalog.Load()
-	st := Status{
-		Schema: "flipside.serve-status/v1", Time: s.opt.Now().UTC(), Channels: s.channels(c),
-		Hosts: s.Hosts(), Failures: []Failure{}, Problems: s.problems(c),
-	}
-	s.mu.Lock()
-	st.Activity = append([]Activity{}, s.history.Activity...)
-	s.mu.Unlock()
-	slices.Reverse(st.Activity)
-	st.Releases, st.Deltas = c.sorted(), c.changes()
+	st := s.summary()
+	st.Hosts, st.Failures = s.Hosts(), []Failure{}
 	for _, h := range st.Hosts {
-		if h.Failed != "" && h.Failed != h.Version {
-			st.Failures = append(st.Failures, Failure{Host: h.ID, Alias: h.Alias, Version: h.Failed, Code: h.ErrorCode, Words: codeWords(h.ErrorCode), At: h.FailedAt})
+		if f, ok := h.failure(); ok {
+			st.Failures = append(st.Failures, f)
 		}
 	}
 	return st
 }
 
-// countingWriter counts what is sent of payloads.
-type countingWriter struct {
-	http.ResponseWriter
-	s *Server
+// summary is the status without what there is of each host.
+func (s *Server) summary() Status {
+	c := s.catalog.Load()
+	st := Status{Schema: "flipside.serve-status/v1", Time: s.opt.Now().UTC(), Channels: s.channels(c), Problems: s.problems(c)}
+	s.mu.Lock()
+	st.Activity = append([]Activity{}, s.history.Activity...)
+	s.mu.Unlock()
+	slices.Reverse(st.Activity)
+	st.Releases, st.Deltas = c.sorted(), c.changes()
+	return st
 }
 
-func (w *countingWriter) Write(p []byte) (int, error) {
+// failure is the host's last failed update, if there is one that it did not get over.
+func (h *Host) failure() (Failure, bool) {
+	return Failure{Host: h.ID, Alias: h.Alias, Version: h.Failed, Code: h.ErrorCode, Words: codeWords(h.ErrorCode), At: h.FailedAt}, h.Failed != "" && h.Failed != h.Version
+}
+
+// showStatus answers GET /v1/status with what Status returns.
+func (s *Server) showStatus(w http.ResponseWriter, _ *http.Request) {
+	st := s.summary()
+	s.mu.Lock()
+	s.expire(s.opt.Now())
+	ids := slices.AppendSeq(make([]string, 0, len(s.hosts)), maps.Keys(s.hosts))
+	s.mu.Unlock()
+	slices.Sort(ids)
+	d := s.document(w)
+	d.member("schema", st.Schema)
+	d.member("time", st.Time)
+	d.member("channels", st.Channels)
+	d.member("releases", st.Releases)
+	if len(st.Deltas) > 0 {
+		d.member("deltas", st.Deltas)
+	}
+	list(d, "hosts", ids, func(h Host) (Host, bool) { return h, true })
+	list(d, "failures", ids, func(h Host) (Failure, bool) { return h.failure() })
+	d.member("activity", st.Activity)
+	d.member("problems", st.Problems)
+	d.end()
+}
+
+// answerTime is how long any answer may take, but a payload and a backup: those may take long, and not stand still for long. Nobody has to say who they are to ask.
+const answerTime = time.Minute
+
+// piece is what has to get on its way within the patience, at least.
+const piece = 64 << 10
+
+// rolling sends a long answer for as long as something of it is taken, and counts what is.
+type rolling struct {
+	http.ResponseWriter
+	patience time.Duration
+	sent     prometheus.Counter // nil counts nothing
+}
+
+func (w *rolling) Write(p []byte) (int, error) {
+	err := w.wait()
+	if err != nil {
+		return 0, err
+	}
 	n, err := w.ResponseWriter.Write(p)
-	w.s.metrics.payload.Add(float64(n))
+	w.count(int64(n))
 	return n, err
 }
 
 // ReadFrom lets the kernel copy the file to the connection.
-func (w *countingWriter) ReadFrom(r io.Reader) (int64, error) {
-	n, err := io.Copy(w.ResponseWriter, r)
-	w.s.metrics.payload.Add(float64(n))
+func (w *rolling) ReadFrom(r io.Reader) (n int64, err error) {
+	src, left := r, int64(math.MaxInt64)
+	limited, ok := r.(*io.LimitedReader)
+	if ok { // the kernel's way is not found behind two limits
+		src, left = limited.R, limited.N
+	}
+	for left > 0 && err == nil {
+		if err = w.wait(); err != nil {
+			break
+		}
+		var m int64
+		m, err = io.CopyN(w.ResponseWriter, src, min(piece, left))
+		n, left = n+m, left-m
+		w.count(m)
+	}
+	if ok {
+		limited.N = left
+	}
+	if err == io.EOF {
+		err = nil
+	}
 	return n, err
+}
+
+// wait begins the time for the next piece anew.
+func (w *rolling) wait() error {
+	err := http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.patience))
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil
+	}
+	return err
+}
+
+func (w *rolling) count(n int64) {
+	if w.sent != nil {
+		w.sent.Add(float64(n))
+	}
 }

@@ -53,7 +53,7 @@ func (r *reboots) get(ctx context.Context) ([]RebootGroup, error) {
 	if time.Since(r.at) < rebootsAge {
 		return r.groups, r.err
 	}
-	ctx, cancel := context.WithTimeout(ctx, rebootsTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rebootsTimeout) // the answer is for all, whoever has asked
 	defer cancel()
 	r.groups, r.err = r.ask(ctx)
 	r.at = time.Now()

@@ -53,7 +53,8 @@ type Server struct {
 	closing sync.Once
 	metrics *metrics
 
-	nonceKey [32]byte // of this process: a nonce does not outlive it
+	patience time.Duration // with who takes nothing of an answer: answerTime, but in tests
+	nonceKey [32]byte      // of this process: a nonce does not outlive it
 	reboots  *reboots
 
 	loadMu  sync.Mutex // reading the directory
@@ -96,7 +97,7 @@ func New(dir string, opt Options) (*Server, error) {
 	s := &Server{
 		dir: dir, opt: opt, log: opt.Logger, publish: Publisher{Dir: dir, Now: opt.Now, Who: "server", Verify: opt.Verify}, reboots: &reboots{ask: opt.Reboots},
 		hosts: make(map[string]*Host), rollouts: make(map[string]*rollout), canaries: make(map[string]canary),
-		troubles: map[string]string{}, changes: opt.Admins.any(),
+		troubles: map[string]string{}, changes: opt.Admins.any(), patience: answerTime,
 	}
 	s.written.answers = make(map[current][]byte)
 	if s.log == nil {
@@ -242,7 +243,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second, // requests are small; answers may be long
+		ReadTimeout:       30 * time.Second, // requests are small
+		WriteTimeout:      s.patience,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
@@ -285,7 +287,7 @@ const leftAfter = 24 * time.Hour
 // sweep removes what was left behind by this server and by programs that publish, mirror or import, when they were killed.
 func (s *Server) sweep() {
 	for pattern, age := range map[string]time.Duration{
-		"payloads/.upload-*": 0, // only this server makes them
+		"payloads/.upload-*": 0, ".backup-*": 0, // only this server makes them
 		"payloads/.mirror-*": leftAfter, "payloads/.import-*": leftAfter, "payloads/.*.payload[0-9]*": leftAfter,
 		"releases/.*.toml[0-9]*": leftAfter, "deltas/.*.toml[0-9]*": leftAfter, "channels/.*.toml[0-9]*": leftAfter, "pcrs/.*.toml[0-9]*": leftAfter,
 	} {

@@ -1,10 +1,12 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -283,11 +285,13 @@ func (s *Server) durable() *commit {
 	return s.store.waiting
 }
 
-// saved waits until c is on the disk. Server.mu is not held.
-func (s *Server) saved(c *commit) error {
+// saved waits until c is on the disk, or for as long as anybody wants to know. Server.mu is not held.
+func (s *Server) saved(ctx context.Context, c *commit) error {
 	select {
 	case <-c.done:
 		return c.err
+	case <-ctx.Done():
+		return ctx.Err()
 	case <-s.store.done:
 	}
 	select { // the last commit may have been this one
@@ -326,19 +330,48 @@ func (s *Server) touchStops() {
 	}
 }
 
-// Backup writes a consistent copy of the state to w while the server runs.
-func (s *Server) Backup(w io.Writer) error {
+// Backup writes a consistent copy of the state to w while the server runs. For a while it takes as much room in the directory again as the state.
+func (s *Server) Backup(ctx context.Context, w io.Writer) error {
+	f, err := s.copied(ctx)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(w, &ctxReader{ctx, f})
+	return err
+}
+
+// copied returns a copy of the state, in a file that has no name any more and goes when it is closed. Who takes a backup may be slow, or stop: while the state itself is
+// read, no commit can make its file larger, and no host is told anything.
+func (s *Server) copied(ctx context.Context) (f *os.File, err error) {
 	if s.store == nil {
-		return errors.New("the server keeps no state")
+		return nil, errors.New("the server keeps no state")
 	}
 	s.mu.Lock()
 	c := s.durable()
 	s.mu.Unlock()
-	if err := s.saved(c); err != nil {
-		return err
+	if err := s.saved(ctx, c); err != nil {
+		return nil, fmt.Errorf("save the state before it is copied: %w", err)
 	}
-	return s.store.db.View(func(tx *bolt.Tx) error {
-		_, err := tx.WriteTo(w)
+	if f, err = os.CreateTemp(s.dir, ".backup-"); err != nil {
+		return nil, fmt.Errorf("copy the state: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("copy the state, which takes as much room in %q again: %w", s.dir, err)
+			f.Close()
+		}
+	}()
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, err
+	}
+	err = s.store.db.View(func(tx *bolt.Tx) error {
+		_, err := tx.WriteTo(f)
 		return err
 	})
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return f, err
 }
