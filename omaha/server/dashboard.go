@@ -2,13 +2,17 @@ package server
 
 import (
 	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
 	"embed"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"html/template"
 	"io"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -21,7 +25,7 @@ var web embed.FS
 func (s *Server) dashboard() {
 	pages := template.Must(template.New("pages").Funcs(template.FuncMap{
 		"bytes": sizeWords, "ago": ago, "words": codeWords, "duration": span, "label": stateLabel, "class": stateClass,
-		"detail": auditWords, "channelQuery": func(name string) string { return "/?" + url.Values{"channel": {name}}.Encode() },
+		"detail": auditWords, "word": shellWord, "hostPath": func(id string) string { return "/hosts/" + url.PathEscape(id) }, "channelQuery": func(name string) string { return "/?" + url.Values{"channel": {name}}.Encode() },
 	}).ParseFS(web, "web/*.html"))
 	s.mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
 		v := s.view(r, s.opt.Now().UTC())
@@ -34,7 +38,9 @@ func (s *Server) dashboard() {
 		if !ok {
 			v.Title, code = "unknown host", http.StatusNotFound
 		} else {
-			v.Channel, v.Holds = s.channels(s.catalog.Load())[d.Host.Channel], d.Host.Channel != ""
+			c := s.catalog.Load()
+			v.Channel, v.Holds, v.Class = s.channels(c)[d.Host.Channel], d.Host.Channel != "", d.Host.class(c, order{})
+			v.Label = hostLabel(d.Host.State, v.Class)
 		}
 		s.page(w, pages.Lookup("host.html"), code, v)
 	})
@@ -64,6 +70,8 @@ type hostPage struct {
 	Detail  HostDetail
 	Channel Channel
 	Holds   bool // Channel is the host's
+
+	Class, Label string // of where the host stands
 }
 
 func (s *Server) page(w http.ResponseWriter, page *template.Template, code int, v any) {
@@ -125,13 +133,46 @@ func (s *Server) formAdmin(w http.ResponseWriter, r *http.Request, token string)
 	return p, true
 }
 
+// saidCookie holds what the page is to say, for a minute. It is sealed, and in no address: nobody else can let the page say something in the server's name.
+const saidCookie = "flipside-said"
+
 // say goes back to the page with what became of a form.
 func (s *Server) say(w http.ResponseWriter, r *http.Request, err error, done string) {
-	q := url.Values{"m": {done}}
+	text := "m" + clean(done)
 	if err != nil {
-		q = url.Values{"e": {clean(err.Error())}}
+		text = "e" + clean(err.Error())
 	}
-	http.Redirect(w, r, "/?"+q.Encode(), http.StatusSeeOther)
+	http.SetCookie(w, &http.Cookie{
+		Name: saidCookie, Value: base64.RawURLEncoding.EncodeToString(append(s.sealSaid(text), text...)), Path: "/", MaxAge: 60,
+		HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode,
+	})
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+}
+
+// said reads what say has sent along.
+func (s *Server) said(r *http.Request) (message, failure string) {
+	c, err := r.Cookie(saidCookie)
+	if err != nil {
+		return "", ""
+	}
+	data, err := base64.RawURLEncoding.DecodeString(c.Value)
+	if err != nil || len(data) <= sha256.Size {
+		return "", ""
+	}
+	text := string(data[sha256.Size:])
+	if !hmac.Equal(data[:sha256.Size], s.sealSaid(text)) {
+		return "", ""
+	}
+	if text[0] == 'e' {
+		return "", text[1:]
+	}
+	return text[1:], ""
+}
+
+func (s *Server) sealSaid(text string) []byte {
+	mac := hmac.New(sha256.New, s.nonceKey[:])
+	mac.Write([]byte("what the page says: " + text))
+	return mac.Sum(nil)
 }
 
 // publishForm takes a payload from the page. The fields come in the order of the form, the file last, and it is never
@@ -174,6 +215,16 @@ func (s *Server) publishForm(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 }
+
+// shellWord writes a word so that a shell takes it for just that, in a command that somebody may copy from the page.
+func shellWord(s string) string {
+	if bare.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+var bare = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]*$`)
 
 func sizeWords(n int64) string {
 	switch {

@@ -87,7 +87,11 @@ func (st *store) load() (map[string]*Host, map[string]*rollout, error) {
 			if err := json.Unmarshal(v, h); err != nil {
 				return fmt.Errorf("host %q: %w", k, err)
 			}
-			hosts[h.ID] = h.intern()
+			if plainID(h.ID) {
+				hosts[h.ID] = h.intern()
+			} else { // from a server that took more for an id
+				st.gone = append(st.gone, string(k))
+			}
 			return nil
 		})
 		if err != nil {

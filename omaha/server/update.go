@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -75,7 +76,7 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 	for i := range req.Apps {
 		part, saved := s.app(&req.Apps[i].AppRequest, req.Apps[i].Hold, s.base(r))
 		if saved != nil {
-			if err := s.saved(saved); err != nil {
+			if err := s.saved(r.Context(), saved); err != nil {
 				http.Error(w, "the server cannot save its state", http.StatusServiceUnavailable)
 				return
 			}
@@ -288,18 +289,11 @@ func sameApp(a, b string) bool {
 	return strings.EqualFold(strings.Trim(a, "{}"), strings.Trim(b, "{}"))
 }
 
-// plainID accepts what may identify a machine.
-func plainID(id string) bool {
-	if id == "" || len(id) > 50 {
-		return false
-	}
-	for i := range len(id) {
-		if id[i] <= ' ' || id[i] > '~' {
-			return false
-		}
-	}
-	return true
-}
+// idPattern is what may identify a machine: the digits of a machine id, a UUID in braces or without, a plain name. Ids stand in addresses and in commands that the page
+// shows, and who asks chooses them.
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9{][A-Za-z0-9._:{}-]{0,49}$`)
+
+func plainID(id string) bool { return idPattern.MatchString(id) }
 
 // clean bounds a text from a host and takes away what could disturb a terminal or page.
 func clean(s string) string {

@@ -54,6 +54,7 @@ type channelView struct {
 	Rollout, Halted                       string
 	Back                                  string // where a rollback would go
 	Hosts, Done, Active, Failed, Waiting  int
+	Newer                                 int // hosts that run a newer one than the channel holds now
 	DonePercent, ActivePercent, FailedPct int
 	FailedX                               int // where the failed part of the bar begins
 	Chart                                 chart
@@ -75,7 +76,9 @@ type hold struct {
 }
 
 // rank puts those that somebody may want to look at first.
-func rank(class string) int { return slices.Index([]string{"bad", "busy", "held", "good"}, class) }
+func rank(class string) int {
+	return slices.Index([]string{"bad", "busy", "held", "newer", "good"}, class)
+}
 
 func (s *Server) view(r *http.Request, now time.Time) view {
 	q := r.URL.Query()
@@ -83,9 +86,10 @@ func (s *Server) view(r *http.Request, now time.Time) view {
 	f := filter{channel: clean(q.Get("channel")), class: clean(q.Get("class")), text: strings.ToLower(clean(q.Get("q"))), boot: clean(q.Get("boot"))}
 	_, isAdmin := s.opt.Admins.who("", r)
 	v := view{
-		Now: now, Admin: s.opt.Admins.any(), Cert: isAdmin, Uploads: s.opt.Verify != nil, Query: clean(q.Get("q")), Message: clean(q.Get("m")), Error: clean(q.Get("e")),
+		Now: now, Admin: s.opt.Admins.any(), Cert: isAdmin, Uploads: s.opt.Verify != nil, Query: clean(q.Get("q")),
 		Releases: c.sorted(), Problems: s.problems(c), Semaphore: s.reboots.ask != nil, Keep: map[string]string{}, Deltas: map[string][]Release{},
 	}
+	v.Message, v.Error = s.said(r)
 	for key, value := range map[string]string{"channel": f.channel, "class": f.class, "boot": f.boot} {
 		if value != "" {
 			v.Keep[key] = value
@@ -147,8 +151,8 @@ func (s *Server) look(v *view, c *catalog, f filter, channels map[string]*channe
 				holds[w]++
 			}
 		}
-		if h.Failed != "" && h.Failed != h.Version {
-			v.Failures = append(v.Failures, Failure{Host: h.ID, Alias: h.Alias, Version: h.Failed, Code: h.ErrorCode, Words: codeWords(h.ErrorCode), At: h.FailedAt})
+		if f, ok := h.failure(); ok {
+			v.Failures = append(v.Failures, f)
 		}
 		if h.Proof != nil {
 			if verdict, _ := c.verdict(h.Proof); verdict == Differs {
@@ -170,6 +174,9 @@ func (s *Server) look(v *view, c *catalog, f filter, channels map[string]*channe
 	for _, t := range []tile{{Label: "up to date", Class: "good"}, {Label: "updating", Class: "busy"}, {Label: "waiting", Class: "held"}, {Label: "failed", Class: "bad"}} {
 		t.Count, t.Link = counts[t.Class], "/?class="+t.Class+"#hosts"
 		v.Tiles = append(v.Tiles, t)
+	}
+	if n := counts["newer"]; n > 0 {
+		v.Tiles = append(v.Tiles, tile{classLabel("newer"), "newer", "/?class=newer#hosts", n})
 	}
 	if differ > 0 {
 		v.Tiles = append(v.Tiles, tile{"boots differ from their release", "bad", "/?boot=" + Differs + "#hosts", differ})
@@ -227,12 +234,17 @@ func (h *Host) name() string { return cmp.Or(h.Alias, h.ID) }
 // why is the reason that counts most: the host's own if it gives one.
 func (h *Host) why() string { return cmp.Or(h.Waits, h.Why) }
 
-// class is the host's colour group: bad, busy, held or good.
+// class is the host's colour group: bad, busy, held, newer or good.
 func (h *Host) class(c *catalog, known order) string {
 	class := stateClass(h.State)
 	if class == "good" {
-		if ch, ok := c.channels[h.Channel]; ok && ch.Version != "" && known.compare(h.Version, ch.Version) < 0 {
-			return "held" // it has not asked since the channel moved
+		if ch, ok := c.channels[h.Channel]; ok && ch.Version != "" {
+			switch order := known.compare(h.Version, ch.Version); {
+			case order < 0:
+				return "held" // it has not asked since the channel moved
+			case order > 0:
+				return "newer" // the channel went back, and it did not, or not yet
+			}
 		}
 	}
 	return class
@@ -266,13 +278,18 @@ func (h *Host) matches(query string) bool {
 
 func (c *channelView) count(h *Host, known order) {
 	c.Hosts++
-	switch {
-	case known.compare(h.Version, c.Channel.Version) >= 0:
+	if c.Channel.Version == "" {
+		return
+	}
+	switch order := known.compare(h.Version, c.Channel.Version); {
+	case order == 0:
 		c.Done++
 	case h.Failed == c.Channel.Version:
 		c.Failed++
 	case h.State.active():
 		c.Active++
+	case order > 0:
+		c.Newer++
 	default:
 		c.Waiting++
 	}
@@ -315,6 +332,9 @@ func stateLabel(s State) string {
 }
 
 func hostLabel(s State, class string) string {
+	if class == "newer" {
+		return classLabel(class)
+	}
 	if class == "held" && (s == Current || s == Complete) {
 		return "has not asked yet"
 	}
@@ -322,7 +342,7 @@ func hostLabel(s State, class string) string {
 }
 
 func classLabel(class string) string {
-	return map[string]string{"good": "up to date", "busy": "updating", "held": "waiting", "bad": "failed"}[class]
+	return map[string]string{"good": "up to date", "busy": "updating", "held": "waiting", "newer": "on a newer release", "bad": "failed"}[class]
 }
 
 func bootLabel(boot string) string {
