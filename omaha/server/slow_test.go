@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -278,12 +279,16 @@ func TestListingIsSmall(t *testing.T) {
 		}
 		return b
 	}
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	ask("/v1/hosts?limit=1")
-	runtime.ReadMemStats(&after)
-	if n := after.TotalAlloc - before.TotalAlloc; n > 4<<20 { // of 20 000 hosts, which are as many MiB
-		t.Errorf("one host of many took %d KiB", n>>10)
+	least := uint64(math.MaxUint64) // the server may be at work on something else beside it
+	for range 5 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		ask("/v1/hosts?limit=1")
+		runtime.ReadMemStats(&after)
+		least = min(least, after.TotalAlloc-before.TotalAlloc)
+	}
+	if least > 4<<20 { // of 20 000 hosts, which are several times as large
+		t.Errorf("one host of many took %d KiB", least>>10)
 	}
 	ask("/v1/hosts?limit=10000")
 
