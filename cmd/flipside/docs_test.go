@@ -77,7 +77,7 @@ func TestNamedCommandsExist(t *testing.T) {
 			return err
 		}
 		rel, _ := filepath.Rel("../..", path)
-		if name := d.Name(); d.IsDir() && (name == ".git" || name == "dist" || rel == "testdata") {
+		if name := d.Name(); d.IsDir() && (name == ".git" || name == "dist" || name == "bin" || rel == "testdata") {
 			return filepath.SkipDir
 		}
 		if !d.Type().IsRegular() || strings.HasSuffix(path, ".png") || rel == filepath.Join("cmd", "flipside", "docs_test.go") {
