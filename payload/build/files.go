@@ -46,11 +46,11 @@ func Files(ctx context.Context, img Image) (files []File, err error) {
 		}
 	}()
 	w := &watched{img: img}
-	system, err := openFileSystem(w)
+	system, content, err := openFileSystem(w)
 	if err != nil {
 		return nil, err
 	}
-	buf, sum := make([]byte, 1<<20), onlyHash{sha256.New()}
+	sum := onlyHash{sha256.New()}
 	err = fs.WalkDir(system, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -69,14 +69,9 @@ func Files(ctx context.Context, img Image) (files []File, err error) {
 			return err
 		}
 		f := File{Path: path.Clean("/" + name), Size: info.Size(), Mode: info.Mode()}
-		r, err := system.Open(name)
-		if err != nil {
-			return fmt.Errorf("%s: %w", f.Path, err)
-		}
-		defer r.Close()
 		w.seen = w.seen[:0]
 		sum.Reset()
-		if _, err := io.CopyBuffer(sum, onlyReader{r}, buf); err != nil {
+		if err := content(ctx, sum, name, info); err != nil {
 			return fmt.Errorf("%s: %w", f.Path, err)
 		}
 		f.Blocks, f.SHA256 = slices.Clone(w.seen), [32]byte(sum.Sum(nil))
@@ -93,32 +88,76 @@ func Files(ctx context.Context, img Image) (files []File, err error) {
 	return files, nil
 }
 
-// These two keep io.CopyBuffer from finding a way around the buffer.
-type (
-	onlyReader struct{ io.Reader }
-	onlyHash   struct{ hash.Hash }
-)
+// onlyHash keeps io.CopyBuffer from finding a way around the buffer.
+type onlyHash struct{ hash.Hash }
 
-func openFileSystem(w *watched) (fs.FS, error) {
+// content writes what a file of a file system holds.
+type content func(ctx context.Context, to io.Writer, name string, info fs.FileInfo) error
+
+func openFileSystem(w *watched) (fs.FS, content, error) {
 	head := make([]byte, 2048)
 	if err := readAt(w.img, 0, head); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoFileSystem, err)
+		return nil, nil, fmt.Errorf("%w: %w", ErrNoFileSystem, err)
 	}
 	switch {
 	case string(head[:4]) == "hsqs":
 		s, err := squashfs.Read(w, w.img.Size, 0, 0)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNoFileSystem, err)
+			return nil, nil, fmt.Errorf("%w: %w", ErrNoFileSystem, err)
 		}
-		return s, nil
+		buf := make([]byte, 1<<20)
+		return s, func(ctx context.Context, to io.Writer, name string, info fs.FileInfo) error {
+			return copyFile(ctx, to, s, name, info.Size(), buf)
+		}, nil
 	case head[1080] == 0x53 && head[1081] == 0xef:
 		s, err := ext4.Read(w, w.img.Size, 0, 512)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNoFileSystem, err)
+			return nil, nil, fmt.Errorf("%w: %w", ErrNoFileSystem, err)
 		}
-		return s, nil
+		e, err := newExtentReader(w, head)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%w: %w", ErrNoFileSystem, err)
+		}
+		return s, func(ctx context.Context, to io.Writer, name string, info fs.FileInfo) error {
+			stat, ok := info.Sys().(*ext4.StatT)
+			if !ok || stat.Ino == 0 {
+				return errors.New("its inode is not known")
+			}
+			return e.copyTo(ctx, to, stat.Ino, info.Size())
+		}, nil
 	}
-	return nil, ErrNoFileSystem
+	return nil, nil, ErrNoFileSystem
+}
+
+// copyFile writes a file that the file system's reader can read.
+func copyFile(ctx context.Context, to io.Writer, system fs.FS, name string, size int64, buf []byte) error {
+	r, err := system.Open(name)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	n, err := io.CopyBuffer(to, advancing{ctx, r}, buf)
+	if err == nil && n != size {
+		err = fmt.Errorf("%d of %d bytes could be read", n, size)
+	}
+	return err
+}
+
+// advancing is a reader that does not go on when it is told to end, or comes no further.
+type advancing struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (a advancing) Read(p []byte) (int, error) {
+	if err := a.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := a.r.Read(p)
+	if n == 0 && err == nil {
+		err = io.ErrNoProgress
+	}
+	return n, err
 }
 
 // watched is an image that remembers which of its blocks were read.

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/flipside-linux/flipside/payload/build"
@@ -41,6 +44,109 @@ func imageOf(t *testing.T, kind string, files map[string][]byte) build.Image {
 	if rest := len(data) % 4096; rest != 0 {
 		data = append(data, make([]byte, 4096-rest)...)
 	}
+	return build.Image{Name: "usr", Data: bytes.NewReader(data), Size: int64(len(data))}
+}
+
+// TestFilesWithHoles: a hole, and room that was never written, are zeros, whatever is on the disk where somebody might look for them.
+func TestFilesWithHoles(t *testing.T) {
+	hole := make([]byte, 1<<20)
+	comb := make([]byte, 800*4096) // so many extents that they take more than one block
+	for i := 0; i < len(comb); i += 2 * 4096 {
+		copy(comb[i:], noise(4096, byte(i>>13)))
+	}
+	files := map[string][]byte{
+		"begin": slices.Concat(hole, noise(50000, 1)), "middle": slices.Concat(noise(70001, 2), hole, noise(90002, 3)), "end": slices.Concat(noise(30000, 4), hole),
+		"all": hole, "comb": comb, "empty": nil, "dense": noise(200000, 5),
+		"room": slices.Concat(noise(8192, 6), hole[:100*4096], noise(5000, 7)), "only-room": hole[:20*4096], "room-beyond": noise(5000, 8),
+	}
+	for _, kind := range []string{"ext4", "ext4, blocks of 1 KiB", "squashfs"} {
+		t.Run(kind, func(t *testing.T) {
+			var img build.Image
+			if kind == "squashfs" {
+				img = imageOf(t, kind, files)
+			} else {
+				img = holed(t, kind != "ext4", files)
+			}
+			list, err := build.Files(t.Context(), img)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]build.File{}
+			for _, f := range list {
+				got[strings.TrimPrefix(f.Path, "/")] = f
+			}
+			for name, data := range files {
+				f := got[name]
+				if f.Size != int64(len(data)) || f.SHA256 != sha256.Sum256(data) {
+					t.Errorf("%s: %d bytes with SHA-256 %x, want %d with %x", name, f.Size, f.SHA256, len(data), sha256.Sum256(data))
+				}
+				if kind != "ext4" {
+					continue
+				}
+				var blocks []byte
+				for _, b := range f.Blocks {
+					block := make([]byte, 4096)
+					if _, err := img.Data.ReadAt(block, int64(b)*4096); err != nil {
+						t.Fatal(err)
+					}
+					blocks = append(blocks, block...)
+				}
+				var want []byte
+				for block := range slices.Chunk(data, 4096) {
+					if !bytes.Equal(block, hole[:len(block)]) {
+						want = append(want, block...)
+					}
+				}
+				if len(blocks)-len(want) < 0 || len(blocks)-len(want) >= 4096 || !bytes.Equal(blocks[:len(want)], want) {
+					t.Errorf("%s: its blocks, %v, do not hold it", name, f.Blocks)
+				}
+			}
+			other := build.Image{Data: img.Data, Size: img.Size}
+			if c, err := build.Compare(t.Context(), img, other); err != nil || !c.FilesKnown || len(c.Files) != 0 {
+				t.Errorf("compared with itself: %v, %v", c.Files, err)
+			}
+		})
+	}
+}
+
+// holed makes an ext4 of files on a disk that is full of something else. What is called room has blocks that were never written, where the file is zeros.
+func holed(t *testing.T, small bool, files map[string][]byte) build.Image {
+	t.Helper()
+	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "image")
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(out, bytes.Repeat([]byte("not zeros"), 16<<20/9), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	size, count := "4096", 1
+	if small {
+		size, count = "1024", 4
+	}
+	commands := [][]string{
+		{"mke2fs", "-q", "-F", "-t", "ext4", "-b", size, "-E", "nodiscard,lazy_itable_init=0", "-d", dir, out},
+		{"debugfs", "-w", "-R", fmt.Sprintf("fallocate /room 0 %d", 103*count), out},
+		{"debugfs", "-w", "-R", fmt.Sprintf("fallocate /only-room 0 %d", 20*count-1), out},
+		{"debugfs", "-w", "-R", fmt.Sprintf("fallocate /room-beyond 0 %d", 40*count), out},
+	}
+	for _, c := range commands {
+		if msg, err := exec.Command(c[0], c[1:]...).CombinedOutput(); errors.Is(err, exec.ErrNotFound) {
+			t.Skipf("%s is not installed", c[0])
+		} else if err != nil {
+			t.Fatalf("%v: %v: %s", c, err, msg)
+		}
+	}
+	msg, err := exec.Command("debugfs", "-R", "ex /only-room", out).CombinedOutput()
+	if err != nil || !strings.Contains(string(msg), "Uninit") {
+		t.Fatalf("no room that was never written: %v: %s", err, msg)
+	}
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data = data[:len(data)&^4095]
 	return build.Image{Name: "usr", Data: bytes.NewReader(data), Size: int64(len(data))}
 }
 
