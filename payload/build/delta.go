@@ -177,6 +177,7 @@ func allZero(b []byte) bool {
 type unit struct {
 	blocks []int // in the order in which they are written; some of them may be copied instead, where that is cheaper
 	file   []int // blocks of the old file of the same name, if that is known
+	at     int   // where the middle of the unit is in its file, in blocks
 }
 
 // units divides the changed blocks: those of one file together, in the order of the file, and all others by their place.
@@ -186,9 +187,10 @@ func (p *plan) units(files []pair) []unit {
 	add := func(blocks, file []int) {
 		// From the first changed block to the last; copied ones between are part of it where they are few.
 		var now []int
+		first := 0 // of them, in the file
 		flush := func() {
 			if len(now) > 0 {
-				all = append(all, unit{blocks: now, file: file})
+				all = append(all, unit{blocks: now, file: file, at: first + len(now)/2})
 			}
 			now = nil
 		}
@@ -196,6 +198,9 @@ func (p *plan) units(files []pair) []unit {
 			if b := blocks[i]; p.origin[b] == fresh && !taken[b] {
 				if len(now) == maxUnit {
 					flush()
+				}
+				if len(now) == 0 {
+					first = i
 				}
 				now = append(now, b)
 				taken[b] = true
@@ -436,13 +441,13 @@ func (d *deltaMaker) window(u unit, data []byte) []int {
 		take(b)
 		take(b + 1)
 	}
-	if len(u.file) > 0 { // around the same place in the file
-		share := u.file
-		if len(share) > limit {
-			share = share[:limit]
+	at := min(u.at, len(u.file)) // around the same place in the file, the nearest first
+	for i := 0; i < limit && i < len(u.file); i++ {
+		if at+i < len(u.file) {
+			take(u.file[at+i])
 		}
-		for _, b := range share {
-			take(b)
+		if at-1-i >= 0 {
+			take(u.file[at-1-i])
 		}
 	}
 	for _, b := range u.blocks {
