@@ -277,6 +277,7 @@ type made struct {
 	data []byte
 	at   int64 // where the data is in the scratch file, once it is there
 	n    int
+	unit unit // that a patch makes
 }
 
 func (m made) size() int { return len(m.data) + proto.Size(m.op) + 3 }
@@ -326,12 +327,16 @@ func (d *deltaMaker) freshOf(u unit) (dst []run, copied []int) {
 
 // patchUnit makes a patch from whatever in the old image is likely to be like the unit.
 func (d *deltaMaker) patchUnit(u unit) (made, bool, error) {
-	dst := runs(u.blocks)
-	data, err := readRuns(d.new, dst)
+	data, err := readRuns(d.new, runs(u.blocks))
 	if err != nil {
 		return made{}, false, err
 	}
-	window := runs(d.window(u, data))
+	return d.patchFrom(u, data, d.window(u, data, nil))
+}
+
+// patchFrom makes a patch of a unit, whose data is given, from some old blocks.
+func (d *deltaMaker) patchFrom(u unit, data []byte, blocks []int) (made, bool, error) {
+	window := runs(blocks)
 	if len(window) == 0 {
 		return made{}, false, nil
 	}
@@ -347,7 +352,7 @@ func (d *deltaMaker) patchUnit(u unit) (made, bool, error) {
 	if old, err = readRuns(d.old, window); err != nil {
 		return made{}, false, err
 	}
-	op := &metadata.InstallOperation{SrcExtents: extents(window), DstExtents: extents(dst)}
+	op := &metadata.InstallOperation{SrcExtents: extents(window), DstExtents: extents(runs(u.blocks))}
 	var patch []byte
 	if d.major == 1 {
 		op.Type = proto.Int32(int32(kindBsdiff))
@@ -359,7 +364,7 @@ func (d *deltaMaker) patchUnit(u unit) (made, bool, error) {
 		op.SrcSha256Hash = sum[:]
 		patch, err = p.BSDF2()
 	}
-	return made{op: op, data: patch}, true, err
+	return made{op: op, data: patch, unit: u}, true, err
 }
 
 // trim leaves out of the window what the patch does not use, and moves the patch's steps to where their data is then. A small hole stays:
@@ -409,12 +414,12 @@ func trim(p *bsdiff.Patch, window []run) []run {
 	return runs(kept)
 }
 
-// window chooses the blocks of the old image that a unit is compared with, in the order of the old image, or of the old file.
-func (d *deltaMaker) window(u unit, data []byte) []int {
+// window chooses the blocks of the old image that a unit is compared with, of those that are there (nil: all are), in the order of the old image, or of the old file.
+func (d *deltaMaker) window(u unit, data []byte, there func(block int) bool) []int {
 	limit := min(maxWindow, max(64, 4*len(u.blocks)))
 	chosen := map[int]bool{}
 	take := func(b int) {
-		if b >= 0 && b < len(d.oldZero) && !d.oldZero[b] && len(chosen) < limit {
+		if b >= 0 && b < len(d.oldZero) && !d.oldZero[b] && len(chosen) < limit && (there == nil || there(b)) {
 			chosen[b] = true
 		}
 	}

@@ -295,3 +295,39 @@ func create(t testing.TB, s build.Spec) ([]byte, build.Result) {
 	}
 	return b.Bytes(), res
 }
+
+// In place, blocks that change places do so without being in the payload, and what two operations need of each other costs no more than that.
+func TestInPlaceCircles(t *testing.T) {
+	const blocks = 600
+	old := noise(blocks*4096, 1)
+	pairs := bytes.Clone(old)
+	for i := 0; i < len(old); i += 2 * 4096 {
+		copy(pairs[i:], old[i+4096:i+2*4096])
+		copy(pairs[i+4096:], old[i:i+4096])
+	}
+	// Two pieces change places that are in different operations, since everything changes a little.
+	overlap := bytes.Clone(old)
+	copy(overlap[10*4096:20*4096], old[550*4096:])
+	copy(overlap[550*4096:560*4096], old[10*4096:])
+	for i := 0; i < len(overlap); i += 1000 {
+		overlap[i] ^= 0x55
+	}
+	for _, tt := range []struct {
+		name string
+		new  []byte
+		want int
+	}{{"pairs", pairs, 20 * blocks}, {"overlap", overlap, 120000}} {
+		key := newKey(t)
+		img := build.Image{Name: "usr", Data: bytes.NewReader(tt.new), Size: int64(len(tt.new)), Old: &build.Image{Data: bytes.NewReader(old), Size: int64(len(old))}}
+		data, _ := create(t, build.Spec{Major: 1, Images: []build.Image{img}, Keys: []crypto.Signer{key}})
+		if got, err := obey(data, map[string][]byte{"usr": old}); err != nil || !bytes.Equal(got["usr"], tt.new) {
+			t.Errorf("%s: another image, %v", tt.name, err)
+		}
+		if got, err := applied(t.Context(), data, key, old, len(tt.new)); err != nil || !bytes.Equal(got, tt.new) {
+			t.Errorf("%s: package payload makes another image, %v", tt.name, err)
+		}
+		if len(data) > tt.want {
+			t.Errorf("%s: %d bytes, want %d at most", tt.name, len(data), tt.want)
+		}
+	}
+}

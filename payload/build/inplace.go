@@ -1,8 +1,9 @@
 package build
 
 import (
+	"cmp"
 	"container/heap"
-	"fmt"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -10,23 +11,264 @@ import (
 )
 
 // inPlace orders the operations of a delta of major 1, whose readers copy the old image to the other slot and change it there: what reads a block
-// must come before what writes it. Where operations wait for each other in a circle, the blocks that the cheapest of them waits to read are first
-// moved out of the way, to blocks that will be zeros in the end; where there are none left, it is given its whole data instead.
+// must come before what writes it. Operations that wait for each other in a circle become one, which reads before it writes, where that is not too large.
+// In other circles one has to do without the blocks for which it holds up another; the fewest blocks are chosen. They are first moved out of the
+// way, to blocks that will be zeros in the end; where there are none left, the operation is made again from what is still there when its turn comes.
 func (b *builder) inPlace(d *deltaMaker, ops []made) ([]made, error) {
-	writer := map[uint64]int{} // of each block
-	for i, m := range ops {
-		eachExtent(m.op.DstExtents, func(block uint64) { writer[block] = i })
+	e, err := newEncoder(b.spec.Compression)
+	if err != nil {
+		return nil, err
 	}
-	waits := make([]int, len(ops)) // for how many reads, by other operations, of blocks that it writes
-	reads := func(i int, do func(writer int)) {
-		eachExtent(ops[i].op.SrcExtents, func(block uint64) {
-			if w, ok := writer[block]; ok && w != i {
-				do(w)
-			}
-		})
+	_, next := d.graph(ops)
+	sizes := make([]size, len(ops))
+	for i, m := range ops {
+		sizes[i] = size{writes: blocksIn(m.op.DstExtents), reads: blocksIn(m.op.SrcExtents)}
+	}
+	if ops, err = b.join(d, e, ops, breakCircles(next, sizes)); err != nil {
+		return nil, err
+	}
+	writer, next := d.graph(ops)
+	breakCircles(next, nil)
+	order := inOrder(next)
+	turn := make([]int, len(ops))
+	for at, i := range order {
+		turn[i] = at
+	}
+	late := func(i, block int) bool { // block is overwritten before operation i reads it
+		w := writer[block]
+		return w >= 0 && turn[w] < turn[i]
+	}
+	moved, moves := d.moveAway(ops, late)
+	taken := map[int]bool{}
+	for _, to := range moved {
+		taken[to] = true
 	}
 	for i := range ops {
-		reads(i, func(w int) { waits[w]++ })
+		if err := b.ctx.Err(); err != nil {
+			return nil, err
+		}
+		there := func(block int) bool {
+			_, away := moved[block]
+			return away || !taken[block] && !late(i, block)
+		}
+		again := false
+		eachExtent(ops[i].op.SrcExtents, func(block int) { again = again || !there(block) })
+		if again {
+			if ops[i], err = d.encodeAgain(e, ops[i], there); err != nil {
+				return nil, err
+			}
+			if err := b.spill(&ops[i]); err != nil {
+				return nil, err
+			}
+		}
+		var src []int
+		eachExtent(ops[i].op.SrcExtents, func(block int) {
+			if to, ok := moved[block]; ok && late(i, block) {
+				block = to
+			}
+			src = append(src, block)
+		})
+		ops[i].op.SrcExtents = extents(runs(src))
+	}
+	for _, i := range order {
+		moves = append(moves, ops[i])
+	}
+	return moves, nil
+}
+
+// edge leads from an operation to one that has to come after it, since it writes so many of the blocks that the first one reads.
+type edge struct {
+	to, blocks int
+	cut        bool
+}
+
+// graph says which operation writes each block, -1 for none, and which have to come after which.
+func (d *deltaMaker) graph(ops []made) (writer []int, next [][]edge) {
+	writer = make([]int, max(len(d.origin), len(d.oldZero)))
+	for i := range writer {
+		writer[i] = -1
+	}
+	for i, m := range ops {
+		eachExtent(m.op.DstExtents, func(block int) { writer[block] = i })
+	}
+	next = make([][]edge, len(ops))
+	for i, m := range ops {
+		var all []edge
+		eachExtent(m.op.SrcExtents, func(block int) {
+			if w := writer[block]; w >= 0 && w != i {
+				all = append(all, edge{to: w, blocks: 1})
+			}
+		})
+		next[i] = sum(all)
+	}
+	return writer, next
+}
+
+// sum makes one edge of those that lead to the same operation.
+func sum(all []edge) []edge {
+	slices.SortFunc(all, func(a, b edge) int { return cmp.Compare(a.to, b.to) })
+	out := all[:0]
+	for _, e := range all {
+		if k := len(out) - 1; k >= 0 && out[k].to == e.to {
+			out[k].blocks += e.blocks
+		} else {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// size is what an operation writes and reads, in blocks.
+type size struct{ writes, reads int }
+
+// breakCircles goes through the edges until there are no circles. Whenever it comes to one, it joins the operations in it if together they
+// are not too large, and otherwise cuts the edge in it that stands for the fewest blocks. Without sizes it joins none. It returns, for each operation, the
+// first of those that it is joined with.
+func breakCircles(next [][]edge, sizes []size) []int {
+	const (
+		unseen = iota
+		onPath
+		done
+	)
+	state, at, place := make([]byte, len(next)), make([]int, len(next)), make([]int, len(next))
+	group := make([]int, len(next))
+	for i := range group {
+		group[i] = i
+	}
+	in := func(i int) int {
+		for group[i] != i {
+			group[i] = group[group[i]]
+			i = group[i]
+		}
+		return i
+	}
+	var path []int
+	push := func(i int) {
+		state[i], place[i] = onPath, len(path)
+		path = append(path, i)
+	}
+	for start := range next {
+		if state[in(start)] == unseen {
+			push(in(start))
+		}
+		for len(path) > 0 {
+			i := path[len(path)-1]
+			if at[i] == len(next[i]) {
+				state[i] = done
+				path = path[:len(path)-1]
+				continue
+			}
+			e := &next[i][at[i]]
+			to := in(e.to)
+			if e.cut || to == i || state[to] == done {
+				at[i]++
+				continue
+			}
+			if state[to] == unseen {
+				push(to)
+				continue
+			}
+			circle := path[place[to]:]
+			if sizes != nil {
+				var all size
+				for _, n := range circle {
+					all.writes, all.reads = all.writes+sizes[n].writes, all.reads+sizes[n].reads
+				}
+				if all.writes <= maxUnit && all.reads <= maxWindow {
+					var edges []edge
+					for _, n := range circle {
+						group[n] = to
+						edges = append(edges, next[n]...)
+					}
+					for k := range edges {
+						edges[k].to = in(edges[k].to)
+					}
+					edges = slices.DeleteFunc(edges, func(e edge) bool { return e.cut || e.to == to })
+					next[to], at[to], sizes[to] = sum(edges), 0, all
+					path = path[:place[to]+1]
+					continue
+				}
+			}
+			least := len(circle) - 1
+			for k := len(circle) - 2; k >= 0; k-- {
+				if next[circle[k]][at[circle[k]]].blocks < next[circle[least]][at[circle[least]]].blocks {
+					least = k
+				}
+			}
+			next[circle[least]][at[circle[least]]].cut = true
+			for _, n := range circle[least+1:] { // what they lead to is seen again where something else leads to them
+				state[n] = unseen
+			}
+			path = path[:place[to]+least+1]
+		}
+	}
+	for i := range group {
+		group[i] = in(i)
+	}
+	return group
+}
+
+// join makes one operation of each group.
+func (b *builder) join(d *deltaMaker, e *encoder, ops []made, group []int) ([]made, error) {
+	members := map[int][]made{}
+	for i, g := range group {
+		members[g] = append(members[g], ops[i])
+	}
+	var out []made
+	for i, g := range group {
+		if g != i {
+			continue
+		}
+		list := members[g]
+		if len(list) == 1 {
+			out = append(out, list[0])
+			continue
+		}
+		if err := b.ctx.Err(); err != nil {
+			return nil, err
+		}
+		var src, dst []int
+		patches := false
+		for _, m := range list {
+			patches = patches || m.n > 0
+			eachExtent(m.op.SrcExtents, func(block int) { src = append(src, block) })
+			eachExtent(m.op.DstExtents, func(block int) { dst = append(dst, block) })
+		}
+		if !patches {
+			out = append(out, move(src, dst))
+			continue
+		}
+		slices.Sort(src)
+		m, err := d.encodeFrom(e, unit{blocks: dst}, slices.Compact(src))
+		if err == nil {
+			err = b.spill(&m)
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// move makes an operation that copies blocks.
+func move(src, dst []int) made {
+	n := proto.Uint64(uint64(len(src)) * blockSize)
+	return made{op: &metadata.InstallOperation{Type: proto.Int32(int32(kindMove)), SrcExtents: extents(runs(src)), DstExtents: extents(runs(dst)), SrcLength: n, DstLength: n}}
+}
+
+// inOrder puts operations into an order in which each edge leads to a later one, and otherwise as they are.
+func inOrder(next [][]edge) []int {
+	waits := make([]int, len(next))
+	each := func(i int, do func(to int)) {
+		for _, e := range next[i] {
+			if !e.cut {
+				do(e.to)
+			}
+		}
+	}
+	for i := range next {
+		each(i, func(to int) { waits[to]++ })
 	}
 	ready := &smallest{}
 	for i, n := range waits {
@@ -34,17 +276,25 @@ func (b *builder) inPlace(d *deltaMaker, ops []made) ([]made, error) {
 			heap.Push(ready, i)
 		}
 	}
-	release := func(i int) {
-		reads(i, func(w int) {
-			if waits[w]--; waits[w] == 0 {
-				heap.Push(ready, w)
+	var order []int
+	for ready.Len() > 0 {
+		i := heap.Pop(ready).(int)
+		order = append(order, i)
+		each(i, func(to int) {
+			if waits[to]--; waits[to] == 0 {
+				heap.Push(ready, to)
 			}
 		})
 	}
-	// Blocks that nobody reads, and that are written last.
+	return order
+}
+
+// moveAway makes moves of blocks that are overwritten too early, as long as there are blocks for it that nobody reads, and that are written last. Those
+// are not zeros any more.
+func (d *deltaMaker) moveAway(ops []made, late func(i, block int) bool) (moved map[int]int, moves []made) {
 	read := make([]bool, max(len(d.origin), len(d.oldZero)))
 	for _, m := range ops {
-		eachExtent(m.op.SrcExtents, func(block uint64) { read[block] = true })
+		eachExtent(m.op.SrcExtents, func(block int) { read[block] = true })
 	}
 	var spare []int
 	for i, from := range d.origin {
@@ -52,112 +302,83 @@ func (b *builder) inPlace(d *deltaMaker, ops []made) ([]made, error) {
 			spare = append(spare, i)
 		}
 	}
-	var order []made
-	done := make([]bool, len(ops))
-	e, err := newEncoder(b.spec.Compression)
+	moved = map[int]int{}
+	var from []int
+	for i, m := range ops {
+		eachExtent(m.op.SrcExtents, func(block int) {
+			if _, ok := moved[block]; !ok && late(i, block) && len(from) < len(spare) {
+				to := spare[len(from)]
+				moved[block] = to
+				from = append(from, block)
+				if to < len(d.oldZero) {
+					d.oldZero[to] = false
+				}
+			}
+		})
+	}
+	for part := range slices.Chunk(from, maxUnit) {
+		moves = append(moves, move(part, spare[:len(part)]))
+		spare = spare[len(part):]
+	}
+	return moved, moves
+}
+
+// encodeAgain makes an operation from those old blocks that are still there: a copy from what is left of them, a patch from whatever is like it.
+func (d *deltaMaker) encodeAgain(e *encoder, m made, there func(block int) bool) (made, error) {
+	u := m.unit
+	if len(u.blocks) == 0 {
+		eachExtent(m.op.DstExtents, func(block int) { u.blocks = append(u.blocks, block) })
+	}
+	var window []int
+	if m.n > 0 {
+		data, err := readRuns(d.new, runs(u.blocks))
+		if err != nil {
+			return made{}, err
+		}
+		window = d.window(u, data, there)
+	} else {
+		eachExtent(m.op.SrcExtents, func(block int) {
+			if there(block) {
+				window = append(window, block)
+			}
+		})
+	}
+	return d.encodeFrom(e, u, window)
+}
+
+// encodeFrom makes the smaller of a patch of some old blocks, and the whole data.
+func (d *deltaMaker) encodeFrom(e *encoder, u unit, window []int) (made, error) {
+	dst := runs(u.blocks)
+	data, err := readRuns(d.new, dst)
 	if err != nil {
-		return nil, err
+		return made{}, err
 	}
-	for left := len(ops); left > 0; {
-		if err := b.ctx.Err(); err != nil {
-			return nil, err
-		}
-		if ready.Len() == 0 {
-			victim, least := -1, 0
-			for i, m := range ops {
-				n := 0
-				reads(i, func(int) { n++ })
-				if !done[i] && len(m.op.SrcExtents) > 0 && n > 0 && (victim < 0 || n < least) {
-					victim, least = i, n
-				}
-			}
-			if victim < 0 {
-				return nil, fmt.Errorf("ordering the operations: %d of %d wait for nothing", left, len(ops))
-			}
-			if least <= len(spare) {
-				moves := d.moveAway(ops[victim].op, func(block uint64) bool {
-					w, ok := writer[block]
-					return ok && w != victim
-				}, spare[:least])
-				spare = spare[least:]
-				order = append(order, moves.before)
-				for _, w := range moves.freed(writer) {
-					if waits[w]--; waits[w] == 0 {
-						heap.Push(ready, w)
-					}
-				}
-				continue
-			}
-			release(victim)
-			var dst []run
-			for _, x := range ops[victim].op.DstExtents {
-				dst = append(dst, run{start: int(x.GetStartBlock()), n: int(x.GetNumBlocks())})
-			}
-			data, err := readRuns(d.new, dst)
-			if err != nil {
-				return nil, err
-			}
-			c := e.encode(data)
-			if c.err != nil {
-				return nil, c.err
-			}
-			m := made{op: &metadata.InstallOperation{Type: proto.Int32(int32(c.kind)), DstExtents: extents(dst)}, data: c.data}
-			if err := b.spill(&m); err != nil {
-				return nil, err
-			}
-			ops[victim] = m
-			continue
-		}
-		i := heap.Pop(ready).(int)
-		done[i] = true
-		left--
-		order = append(order, ops[i])
-		release(i)
+	patched, ok, err := d.patchFrom(u, data, window)
+	if err != nil {
+		return made{}, err
 	}
-	return order, nil
-}
-
-// away is what moves the source of an operation out of the way.
-type away struct {
-	before made  // the move itself
-	from   []int // blocks that the operation does not read any more
-}
-
-func (a away) freed(writer map[uint64]int) []int {
-	var list []int
-	for _, b := range a.from {
-		list = append(list, writer[uint64(b)])
+	c := e.encode(data)
+	if c.err != nil {
+		return made{}, c.err
 	}
-	return list
+	whole := made{op: &metadata.InstallOperation{Type: proto.Int32(int32(c.kind)), DstExtents: extents(dst)}, data: c.data}
+	if ok && patched.size() < whole.size() {
+		return patched, nil
+	}
+	return whole, nil
 }
 
-// moveAway makes an operation read some of its blocks from others, and a move that brings them there. The blocks are not zeros any more.
-func (d *deltaMaker) moveAway(op *metadata.InstallOperation, must func(block uint64) bool, to []int) away {
-	var a away
-	var src []int
-	used := to
-	eachExtent(op.SrcExtents, func(block uint64) {
-		if !must(block) {
-			src = append(src, int(block))
-			return
-		}
-		a.from = append(a.from, int(block))
-		src = append(src, to[0])
-		if to[0] < len(d.oldZero) {
-			d.oldZero[to[0]] = false
-		}
-		to = to[1:]
-	})
-	op.SrcExtents = extents(runs(src))
-	n := proto.Uint64(uint64(len(a.from)) * blockSize)
-	a.before.op = &metadata.InstallOperation{Type: proto.Int32(int32(kindMove)), SrcExtents: extents(runs(a.from)), DstExtents: extents(runs(used)), SrcLength: n, DstLength: n}
-	return a
+func blocksIn(list []*metadata.Extent) (n int) {
+	for _, e := range list {
+		n += int(e.GetNumBlocks())
+	}
+	return n
 }
 
-func eachExtent(list []*metadata.Extent, do func(block uint64)) {
+func eachExtent(list []*metadata.Extent, do func(block int)) {
 	for _, e := range list {
 		for i := range e.GetNumBlocks() {
-			do(e.GetStartBlock() + i)
+			do(int(e.GetStartBlock() + i))
 		}
 	}
 }

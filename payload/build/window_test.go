@@ -21,7 +21,7 @@ func TestWindowIsAtTheSamePlaceInTheFile(t *testing.T) {
 		}
 		n++
 		in := map[int]bool{}
-		for _, b := range d.window(u, nil) {
+		for _, b := range d.window(u, nil, nil) {
 			in[b] = true
 		}
 		for _, b := range u.blocks {
