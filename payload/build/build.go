@@ -21,6 +21,7 @@ package build
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/sha256"
@@ -81,6 +82,8 @@ type Spec struct {
 	Workers  int // 0: one for each processor
 	// IgnoreFiles makes deltas as if the file systems in the images could not be read.
 	IgnoreFiles bool
+
+	messages int // that a delta tries to do with; 0: maxMessages
 }
 
 // Result describes a payload that was made.
@@ -125,13 +128,14 @@ func Create(ctx context.Context, w io.Writer, s Spec) (Result, error) {
 		}
 	}
 	var parts []*metadata.PartitionUpdate
-	for _, img := range s.Images {
+	left := cmp.Or(s.messages, maxMessages)
+	for i, img := range s.Images {
 		end := b.done + img.Size
 		var part *metadata.PartitionUpdate
 		var err error
 		if img.Old != nil {
 			end += img.Size + img.Old.Size
-			part, err = b.delta(img)
+			part, err = b.delta(img, left/(len(s.Images)-i))
 		} else {
 			part, err = b.image(img)
 		}
@@ -143,6 +147,9 @@ func Create(ctx context.Context, w io.Writer, s Spec) (Result, error) {
 			part.RunPostinstall, part.PostinstallPath = proto.Bool(true), proto.String(img.PostInstall)
 		}
 		parts = append(parts, part)
+		for _, op := range part.Operations {
+			left -= messages(op)
+		}
 	}
 	c := &container{major: s.Major, data: io.NewSectionReader(b.blobs, 0, b.offset)}
 	var timestamp *int64
@@ -168,7 +175,15 @@ func Create(ctx context.Context, w io.Writer, s Spec) (Result, error) {
 	if s.Major == 1 && b.offset >= 1<<32 {
 		return Result{}, fmt.Errorf("making a payload: %d bytes of data are more than major version 1 can hold", b.offset)
 	}
-	res, err := c.write(ctx, w, keySlots(s.Major, s.Keys))
+	slots := keySlots(s.Major, s.Keys)
+	if err := c.readable(ctx, slots); err != nil {
+		advice := "make it of a smaller image"
+		if delta {
+			advice = "make a full payload of the image"
+		}
+		return Result{}, fmt.Errorf("making a payload that hosts can read: %w: %s", err, advice)
+	}
+	res, err := c.write(ctx, w, slots)
 	res.Delta = delta
 	return res, err
 }
@@ -237,6 +252,9 @@ func (s *Spec) check() error {
 		if img.Old != nil && (img.Old.Size%blockSize != 0 || img.Size%blockSize != 0) {
 			return fmt.Errorf("the old image %q has %d bytes, want a multiple of %d: fill the file up with: truncate -s %%%d FILE", img.Name, img.Old.Size, blockSize, blockSize)
 		}
+		if s.Major == 1 && img.Old != nil && max(img.Size, img.Old.Size) > maxInPlace {
+			return fmt.Errorf("image %q: a delta of major version 1 is of %d GiB at most: make a full payload, or one of major version 2", img.Name, int64(maxInPlace>>30))
+		}
 		if img.Size > maxImage || img.Old != nil && img.Old.Size > maxImage {
 			return fmt.Errorf("image %q has more than %d bytes", img.Name, int64(maxImage))
 		}
@@ -258,6 +276,9 @@ func (s *Spec) check() error {
 
 // maxImage is what readers accept of one partition, in bytes.
 const maxImage = 1 << 40
+
+// maxInPlace is what readers accept of the images of a delta of major 1, in bytes.
+const maxInPlace = 8 << 30
 
 type builder struct {
 	spec        Spec

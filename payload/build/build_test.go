@@ -109,6 +109,11 @@ func TestRefusals(t *testing.T) {
 	if _, err := build.Create(t.Context(), io.Discard, build.Spec{Images: []build.Image{onEmpty}, Keys: []crypto.Signer{key}}); err == nil || !strings.Contains(err.Error(), `old image "usr" is empty`) {
 		t.Errorf("a delta from an empty image: %v", err)
 	}
+	large := image(4096)
+	large.Old = &build.Image{Name: "usr", Data: bytes.NewReader(nil), Size: 8<<30 + 4096}
+	if _, err := build.Create(t.Context(), io.Discard, build.Spec{Images: []build.Image{large}, Major: 1, Keys: []crypto.Signer{key}}); err == nil || !strings.Contains(err.Error(), "make a full payload") {
+		t.Errorf("a delta in place from more than readers take: %v", err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := build.Full(ctx, io.Discard, build.Spec{Images: []build.Image{image(8 << 20)}, Keys: []crypto.Signer{key}}); err == nil {

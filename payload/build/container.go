@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -11,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/payload/metadata"
 )
 
@@ -167,6 +169,40 @@ func (c *container) metadata(signatures int) ([]byte, error) {
 		meta = binary.BigEndian.AppendUint32(meta, uint32(signatures))
 	}
 	return append(meta, manifest...), nil
+}
+
+// readable checks what a reader checks of the metadata, before the payload is written.
+func (c *container) readable(ctx context.Context, slots []slot) error {
+	blank, err := message(c.major, slots, nil)
+	if err != nil {
+		return err
+	}
+	meta, err := c.metadata(len(blank))
+	if err != nil {
+		return err
+	}
+	size := int64(len(meta)+len(blank)) + c.data.Size()
+	if c.major == 2 {
+		meta = append(meta, blank...)
+		size += int64(len(blank))
+	}
+	_, err = payload.Inspect(ctx, claim{meta, size})
+	if len(slots) == 0 && errors.Is(err, payload.ErrUnsigned) { // which is looked at last
+		return nil
+	}
+	return err
+}
+
+// claim is the beginning of a payload.
+type claim struct {
+	head []byte
+	size int64
+}
+
+func (c claim) Size() int64 { return c.size }
+
+func (c claim) Open(_ context.Context, offset int64) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(c.head[offset:])), nil
 }
 
 // write puts the parts together. The sizes of the signatures are in the manifest, so they are fixed before anything is hashed.

@@ -519,12 +519,86 @@ func (d *deltaMaker) copyOperations(inUnit []bool) ([]made, error) {
 	return list, flush()
 }
 
-// delta makes one partition out of its old image.
-func (b *builder) delta(img Image) (*metadata.PartitionUpdate, error) {
+// maxMessages is how many operations and extents a manifest may hold that is read by somebody who knows no key for it, as every reader of major 1 is.
+const maxMessages = 1 << 18
+
+// messages is how many an operation takes.
+func messages(op *metadata.InstallOperation) int { return 1 + len(op.SrcExtents) + len(op.DstExtents) }
+
+// giveUpCopies leaves only so many runs of blocks to be copied, the longest. The others are handled as if they were new: many short ones
+// together take less of the manifest then, if more data.
+func (p *plan) giveUpCopies(most int, inPlace bool) {
+	var copied []run
+	for b, from := range p.origin {
+		if from < 0 || inPlace && int(from) == b {
+			continue
+		}
+		if k := len(copied) - 1; k >= 0 && copied[k].start+copied[k].n == b && p.origin[b-1]+1 == from {
+			copied[k].n++
+		} else {
+			copied = append(copied, run{start: b, n: 1})
+		}
+	}
+	if len(copied) <= most {
+		return
+	}
+	slices.SortStableFunc(copied, func(a, b run) int { return cmp.Compare(a.n, b.n) })
+	for _, r := range copied[:len(copied)-most] {
+		for b := range r.n {
+			p.origin[r.start+b] = fresh
+		}
+	}
+}
+
+// giveUpPatches gives operations their whole data, those first that read in the most places, until all of them take only so many messages.
+func (b *builder) giveUpPatches(d *deltaMaker, ops []made, most int) error {
+	total := 0
+	var patches []int
+	for i, m := range ops {
+		total += messages(m.op)
+		if len(m.unit.blocks) > 0 {
+			patches = append(patches, i)
+		}
+	}
+	if total <= most {
+		return nil
+	}
+	e, err := newEncoder(b.spec.Compression)
+	if err != nil {
+		return err
+	}
+	slices.SortStableFunc(patches, func(i, j int) int { return cmp.Compare(len(ops[j].op.SrcExtents), len(ops[i].op.SrcExtents)) })
+	for _, i := range patches {
+		if total <= most {
+			return nil
+		}
+		if err := b.ctx.Err(); err != nil {
+			return err
+		}
+		total -= messages(ops[i].op)
+		if ops[i], err = d.encodeFrom(e, ops[i].unit, nil); err != nil {
+			return err
+		}
+		if err := b.spill(&ops[i]); err != nil {
+			return err
+		}
+		total += messages(ops[i].op)
+	}
+	return nil
+}
+
+// delta makes one partition out of its old image. Its operations are to take no more than so many messages of the manifest.
+func (b *builder) delta(img Image, most int) (*metadata.PartitionUpdate, error) {
 	old := *img.Old
 	p, err := planDelta(b.ctx, old, img, b.advance)
 	if err != nil {
 		return nil, err
+	}
+	// Half of them for copies; those take two extents each, and in place an operation.
+	if b.spec.Major == 1 {
+		p.giveUpCopies(most/2/3, true)
+	} else {
+		p.giveUpCopies(most/2/2, false)
 	}
 	d := &deltaMaker{plan: p, major: b.spec.Major}
 	if d.similar, err = newSimilarity(b.ctx, p); err != nil {
@@ -552,6 +626,9 @@ func (b *builder) delta(img Image) (*metadata.PartitionUpdate, error) {
 		return nil, fmt.Errorf("reading the old image: %w", err)
 	}
 	ops = append(ops, results...)
+	if err := b.giveUpPatches(d, ops, most*3/4); err != nil { // the rest is for blocks that are moved out of the way, and for zeros
+		return nil, err
+	}
 	byPlace := func(x, y made) int {
 		return cmp.Compare(x.op.DstExtents[0].GetStartBlock(), y.op.DstExtents[0].GetStartBlock())
 	}

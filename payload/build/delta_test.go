@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/flipside-linux/flipside/payload"
 	"github.com/flipside-linux/flipside/payload/build"
 	"github.com/flipside-linux/flipside/payload/metadata"
 )
@@ -329,5 +331,45 @@ func TestInPlaceCircles(t *testing.T) {
 		if len(data) > tt.want {
 			t.Errorf("%s: %d bytes, want %d at most", tt.name, len(data), tt.want)
 		}
+	}
+}
+
+// numbered is an image of which each block holds a number and is otherwise empty, so that it may be large.
+type numbered struct {
+	blocks int
+	number func(block int) int
+}
+
+func (n numbered) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	for at := 0; at < len(p); at += 4096 {
+		binary.LittleEndian.PutUint64(p[at:], uint64(n.number(int(off)/4096+at/4096)+1)*0x9e3779b97f4a7c15|1)
+	}
+	return len(p), nil
+}
+
+func (n numbered) image() build.Image {
+	return build.Image{Name: "usr", Data: n, Size: int64(n.blocks) * 4096}
+}
+
+// A delta of very many pieces fits into what readers take, and where that cannot be, there is none.
+func TestDeltaOfVeryManyPieces(t *testing.T) {
+	if testing.Short() {
+		t.Skip("too slow for the race detector, which other tests run under")
+	}
+	key := newKey(t)
+	reversed := func(blocks int) build.Spec {
+		old := numbered{blocks, func(b int) int { return b }}.image()
+		img := numbered{blocks, func(b int) int { return blocks - 1 - b }}.image()
+		img.Old = &old
+		return build.Spec{Major: 1, Images: []build.Image{img}, Keys: []crypto.Signer{key}, TempDir: t.TempDir()}
+	}
+	data, _ := create(t, reversed(110000))
+	if _, err := payload.Open(t.Context(), source(data), payload.Options{Keys: ring(t, key)}); err != nil {
+		t.Error(err)
+	}
+	all := build.Within(reversed(110000), 1<<30)
+	if _, err := build.Create(t.Context(), io.Discard, all); !errors.Is(err, payload.ErrMalformed) || !strings.Contains(err.Error(), "make a full payload") {
+		t.Errorf("with all its pieces: %v, want that it cannot be read", err)
 	}
 }
