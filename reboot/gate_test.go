@@ -150,6 +150,25 @@ func TestSemaphoreGate(t *testing.T) {
 	}
 }
 
+// The hint about a host that stays away is a command, and what the host calls itself is one word of it.
+func TestHintNamesOneHost(t *testing.T) {
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	k := lock.On(lock.NewMemory(), lock.Options{Now: func() time.Time { return now }})
+	gate := func(host string) *Semaphore {
+		return &Semaphore{Lock: k, Claim: lock.Claim{Group: "web", Host: host, From: "1", To: host[:1]}}
+	}
+	if a := gate("a;sh<x").Ask(t.Context(), now); a.Verdict != Go {
+		t.Fatalf("a: %+v", a)
+	}
+	if err := k.Mark(t.Context(), "web", "a;sh<x", lock.Mark{Phase: lock.Rebooting}); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(24 * time.Hour)
+	if a := gate("b").Ask(t.Context(), now); !strings.HasSuffix(a.Hint, "flipside fleet force-release --group web 'a;sh<x'") {
+		t.Errorf("b: %+v", a)
+	}
+}
+
 type awayStore struct{ lock.Store }
 
 func (awayStore) Read(context.Context, string, string, int) (lock.View, error) {

@@ -62,7 +62,7 @@ func (s *Semaphore) Ask(ctx context.Context, now time.Time) Answer {
 	case st.Halted != "":
 		return Answer{
 			Verdict: Wait, Why: fmt.Sprintf("release %s is halted for group %s: %s", c.To, c.Group, st.Halted),
-			Hint: fmt.Sprintf("flipside fleet resume --group %s %s", c.Group, c.To), Evidence: "flipside fleet status --group " + c.Group,
+			Hint: fmt.Sprintf("flipside fleet resume --group %s %s", c.Group, lock.Operand(c.To)), Evidence: "flipside fleet status --group " + c.Group,
 		}
 	case st.Granted:
 		return Answer{Verdict: Go, Why: fmt.Sprintf("holds a slot of group %s", c.Group)}
@@ -86,7 +86,7 @@ func (s *Semaphore) Ask(ctx context.Context, now time.Time) Answer {
 	a := Answer{Verdict: Wait, Why: strings.Join(why, "; "), Ask: st.Ask, Hint: "its turn comes by itself; flipside fleet policy edit lets more hosts be down at once", Evidence: "flipside fleet status --group " + c.Group}
 	for _, h := range st.Holders {
 		if !h.Late.IsZero() {
-			a.Hint = fmt.Sprintf("%s stays away; if it is gone for good: flipside fleet force-release --group %s %s", h.Host, c.Group, h.Host)
+			a.Hint = fmt.Sprintf("%s stays away; if it is gone for good: flipside fleet force-release --group %s %s", h.Host, c.Group, lock.Operand(h.Host))
 		}
 	}
 	return a

@@ -67,7 +67,11 @@ func (a *app) groupScreen(group string, st lock.State, now time.Time) *sheet {
 	}
 	for _, v := range slices.Sorted(maps.Keys(st.Halts)) {
 		h := st.Halts[v]
-		s.line("%s %s: %s\n  hint: flipside fleet resume --group %s %s", s.paint(red, "HALTED "+named(v)), when(h.Since, now), omaha.Printable(h.Reason), group, cmp.Or(omaha.Printable(v), "--all"))
+		which := "--all" // of a version that nobody knows
+		if v != "" {
+			which = lock.Operand(omaha.Printable(v))
+		}
+		s.line("%s %s: %s\n  hint: flipside fleet resume --group %s %s", s.paint(red, "HALTED "+named(v)), when(h.Since, now), omaha.Printable(h.Reason), group, which)
 	}
 	for _, v := range slices.Sorted(maps.Keys(st.Failures)) {
 		if _, halted := st.Halts[v]; halted {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -49,6 +50,21 @@ func onTerminal(t *testing.T, columns int, f func(*os.File)) string {
 }
 
 var colours = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+// What a host says that it updates to stands in a command that an operator may copy.
+func TestHaltedVersionIsOneWord(t *testing.T) {
+	var out bytes.Buffer
+	a := &app{stdout: &out}
+	st := lock.State{Policy: lock.Policy{Max: 1}, Halts: map[string]lock.Halt{"": {}, "1.2.0": {}, "1;sh<x": {}, "--all": {}}}
+	if err := a.groupScreen("web", st, time.Now()).print(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{" --all\n", " 1.2.0\n", " '1;sh<x'\n", " -- '--all'\n"} {
+		if !strings.Contains(out.String(), "fleet resume --group web"+want) {
+			t.Errorf("there is no hint with%q in\n%s", want, out.String())
+		}
+	}
+}
 
 // On a narrow terminal nothing is cut and nothing is longer than a line: lines are broken, and cells go on in their column.
 func TestNarrowTerminal(t *testing.T) {
