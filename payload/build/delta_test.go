@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -307,6 +308,7 @@ func TestInPlaceCircles(t *testing.T) {
 		copy(pairs[i:], old[i+4096:i+2*4096])
 		copy(pairs[i+4096:], old[i:i+4096])
 	}
+	halves := slices.Concat(old[blocks/2*4096:], old[:blocks/2*4096])
 	// Two pieces change places that are in different operations, since everything changes a little.
 	overlap := bytes.Clone(old)
 	copy(overlap[10*4096:20*4096], old[550*4096:])
@@ -318,7 +320,7 @@ func TestInPlaceCircles(t *testing.T) {
 		name string
 		new  []byte
 		want int
-	}{{"pairs", pairs, 20 * blocks}, {"overlap", overlap, 120000}} {
+	}{{"pairs", pairs, 20 * blocks}, {"halves", halves, 2000}, {"overlap", overlap, 120000}} {
 		key := newKey(t)
 		img := build.Image{Name: "usr", Data: bytes.NewReader(tt.new), Size: int64(len(tt.new)), Old: &build.Image{Data: bytes.NewReader(old), Size: int64(len(old))}}
 		data, _ := create(t, build.Spec{Major: 1, Images: []build.Image{img}, Keys: []crypto.Signer{key}})

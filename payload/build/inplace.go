@@ -22,7 +22,7 @@ func (b *builder) inPlace(d *deltaMaker, ops []made) ([]made, error) {
 	_, next := d.graph(ops)
 	sizes := make([]size, len(ops))
 	for i, m := range ops {
-		sizes[i] = size{writes: blocksIn(m.op.DstExtents), reads: blocksIn(m.op.SrcExtents)}
+		sizes[i] = size{writes: blocksIn(m.op.DstExtents), reads: blocksIn(m.op.SrcExtents), patch: m.n > 0}
 	}
 	if ops, err = b.join(d, e, ops, breakCircles(next, sizes)); err != nil {
 		return nil, err
@@ -119,7 +119,19 @@ func sum(all []edge) []edge {
 }
 
 // size is what an operation writes and reads, in blocks.
-type size struct{ writes, reads int }
+type size struct {
+	writes, reads int
+	patch         bool // and not a move
+}
+
+func (s size) and(t size) size {
+	return size{writes: s.writes + t.writes, reads: s.reads + t.reads, patch: s.patch || t.patch}
+}
+
+// fits says whether one operation may have it.
+func (s size) fits() bool {
+	return s.reads <= maxWindow && (!s.patch || s.writes <= maxUnit) // a move writes what it reads
+}
 
 // breakCircles goes through the edges until there are no circles. Whenever it comes to one, it joins the operations in it if together they
 // are not too large, and otherwise cuts the edge in it that stands for the fewest blocks. Without sizes it joins none. It returns, for each operation, the
@@ -172,9 +184,9 @@ func breakCircles(next [][]edge, sizes []size) []int {
 			if sizes != nil {
 				var all size
 				for _, n := range circle {
-					all.writes, all.reads = all.writes+sizes[n].writes, all.reads+sizes[n].reads
+					all = all.and(sizes[n])
 				}
-				if all.writes <= maxUnit && all.reads <= maxWindow {
+				if all.fits() {
 					var edges []edge
 					for _, n := range circle {
 						group[n] = to

@@ -19,7 +19,7 @@ func TestBreakCircles(t *testing.T) {
 		sizes := make([]size, len(next))
 		for i := range next {
 			next[i] = sum(next[i])
-			sizes[i] = size{writes: rng.IntN(200), reads: rng.IntN(400)}
+			sizes[i] = size{writes: rng.IntN(200), reads: rng.IntN(400), patch: true}
 		}
 		joined := make([][]edge, len(next))
 		for i := range next {
@@ -31,8 +31,7 @@ func TestBreakCircles(t *testing.T) {
 			if group[g] != g {
 				t.Fatalf("round %d: %d is in the group of %d, which is in that of %d", round, i, g, group[g])
 			}
-			all[g].writes, all[g].reads = all[g].writes+sizes[i].writes, all[g].reads+sizes[i].reads
-			if alone := g == i && all[g] == sizes[i]; !alone && (all[g].writes > maxUnit || all[g].reads > maxWindow) {
+			if all[g] = all[g].and(sizes[i]); !all[g].fits() {
 				t.Fatalf("round %d: what is joined with %d writes %d blocks and reads %d", round, g, all[g].writes, all[g].reads)
 			}
 		}
@@ -58,7 +57,7 @@ func TestBreakCircles(t *testing.T) {
 // Of a circle that is too large for one operation, the edge that costs the least is cut.
 func TestBreakCirclesCutsTheCheapest(t *testing.T) {
 	next := [][]edge{{{to: 1, blocks: 7}}, {{to: 2, blocks: 3}}, {{to: 0, blocks: 5}}}
-	big := size{writes: maxUnit, reads: maxUnit}
+	big := size{writes: maxUnit, reads: maxUnit, patch: true}
 	if group := breakCircles(next, []size{big, big, big}); !slices.Equal(group, []int{0, 1, 2}) {
 		t.Errorf("groups %v, want none", group)
 	}
