@@ -56,14 +56,49 @@ func readTOML(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	meta, err := toml.Decode(string(data), v)
-	if err != nil {
+	if err := decodeTOML(data, v); err != nil {
 		return fmt.Errorf("%s: %w", filepath.Base(path), err)
 	}
+	return nil
+}
+
+func decodeTOML(data []byte, v any) error {
+	if isDeep(data) {
+		return fmt.Errorf("it has a key of more than %d parts", maxDots)
+	}
+	meta, err := toml.Decode(string(data), v)
+	if err != nil {
+		return err
+	}
 	if extra := meta.Undecoded(); len(extra) > 0 {
-		return fmt.Errorf("%s: unknown key %q", filepath.Base(path), extra[0].String())
+		return fmt.Errorf("unknown key %q", extra[0].String())
 	}
 	return nil
+}
+
+// maxDots is more than any key of ours has.
+const maxDots = 64
+
+// isDeep finds a key that the decoder would take gigabytes for: its memory grows with the square of the number of a key's parts.
+func isDeep(data []byte) bool {
+	dots, last := 0, byte('.')
+	for _, c := range data {
+		switch c {
+		case '=', ',', '{', '[', '\n':
+			dots = 0
+		case '.':
+			if dots++; last == '.' { // which is in no key
+				dots = 0
+			}
+			if dots > maxDots {
+				return true
+			}
+		}
+		if c != ' ' && c != '\t' {
+			last = c
+		}
+	}
+	return false
 }
 
 // What the files say about themselves to whoever opens one.

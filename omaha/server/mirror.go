@@ -388,12 +388,5 @@ func importTOML(r io.Reader, v any) error {
 	if err != nil {
 		return err
 	}
-	meta, err := toml.Decode(string(data), v)
-	if err != nil {
-		return err
-	}
-	if extra := meta.Undecoded(); len(extra) > 0 {
-		return fmt.Errorf("unknown key %q", extra[0].String())
-	}
-	return nil
+	return decodeTOML(data, v)
 }
