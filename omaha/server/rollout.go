@@ -133,10 +133,14 @@ func (s *Server) finish(h *Host, state State, now time.Time) {
 //
 // It goes through all that update now, so it looks no more often than once a second.
 func (s *Server) expire(now time.Time) {
-	if d := now.Sub(s.expired); d >= 0 && d < time.Second {
+	d := now.Sub(s.expired)
+	if d >= 0 && d < time.Second {
 		return
 	}
 	s.expired = now
+	if d < -time.Minute {
+		s.rewind(now)
+	}
 	c := s.catalog.Load()
 	s.remeasure(c)
 	for name, r := range s.rollouts {
@@ -165,6 +169,38 @@ func (s *Server) expire(now time.Time) {
 					s.touchRollout(name)
 					s.stop(name, ch, r)
 				}
+			}
+		}
+	}
+}
+
+// rewind lets nothing that is known have happened later than now. A clock that was wrong and is put right would otherwise keep places, limits, failures and proofs in force
+// until the wrong time has come. Server.mu is held.
+func (s *Server) rewind(now time.Time) {
+	back := func(times ...*time.Time) (moved bool) {
+		for _, t := range times {
+			if t.After(now) {
+				*t, moved = now, true
+			}
+		}
+		return moved
+	}
+	for _, h := range s.hosts {
+		moved := back(&h.FirstSeen, &h.LastSeen, &h.ChangedAt, &h.GrantedAt, &h.FailedAt)
+		if h.Proof != nil {
+			p := *h.Proof
+			if back(&p.At, &p.Since, &p.TriedAt) {
+				h.Proof, moved = &p, true
+			}
+		}
+		if moved {
+			s.touch(h)
+		}
+	}
+	for name, r := range s.rollouts {
+		for i := range r.Granted {
+			if back(&r.Granted[i]) {
+				s.touchRollout(name)
 			}
 		}
 	}

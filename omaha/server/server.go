@@ -155,6 +155,7 @@ func (s *Server) open() error {
 		s.history = history{}
 	}
 	s.store, s.hosts, s.rollouts = st, hosts, rollouts
+	s.rewind(s.opt.Now())
 	s.sweep()
 	return nil
 }
