@@ -183,6 +183,9 @@ func (s *Server) order(w http.ResponseWriter, r *http.Request, p Publisher) {
 	case errors.Is(err, ErrUnknown):
 		s.refuse(w, http.StatusNotFound, "%s", clean(err.Error()))
 		return
+	case errors.Is(err, errUnlogged):
+		s.refuse(w, http.StatusInternalServerError, "%s", clean(errors.Join(err, s.Reload()).Error()))
+		return
 	case err != nil:
 		s.refuse(w, http.StatusBadRequest, "%s", clean(err.Error()))
 		return

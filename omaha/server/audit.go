@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -115,13 +116,31 @@ func (p *Publisher) audit(what string, detail map[string]any) error {
 	if err != nil {
 		return err
 	}
-	f, err := p.shared("audit.jsonl", os.O_WRONLY|os.O_APPEND, 0o044)
+	f, err := p.shared("audit.jsonl", os.O_RDWR|os.O_APPEND, 0o044)
 	if err != nil {
 		return fmt.Errorf("write the audit log: %w", err)
 	}
 	defer f.Close()
-	if _, err := f.Write(append(line, '\n')); err != nil {
+	line = append(line, '\n')
+	if torn(f) {
+		line = append([]byte{'\n'}, line...)
+	}
+	if _, err := f.Write(line); err != nil {
 		return fmt.Errorf("write the audit log: %w", err)
 	}
-	return f.Sync()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("write the audit log: %w", err)
+	}
+	return nil
+}
+
+// torn says whether a file does not end with a whole line: the disk was full, or the power went. What is appended would be as unreadable as the part of a line before it.
+func torn(f *os.File) bool {
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil || end == 0 {
+		return false
+	}
+	var last [1]byte
+	_, err = f.ReadAt(last[:], end-1)
+	return err == nil && last[0] != '\n'
 }

@@ -128,7 +128,7 @@ func (p *Publisher) Publish(ctx context.Context, what Release, path, channel str
 		return rel, Channel{}, nil
 	}
 	ch, err := p.change(channel, func(c *Channel) error { c.move(rel.Version, p.now()); return nil })
-	if err != nil {
+	if err != nil && !errors.Is(err, errUnlogged) {
 		err = fmt.Errorf("release %s is published, but channel %s does not hold it: %w", rel.Version, channel, err)
 	}
 	return rel, ch, err
@@ -263,7 +263,7 @@ func (p *Publisher) change(channel string, edit func(*Channel) error) (Channel, 
 		return Channel{}, err
 	}
 	if err := p.audit("channel", map[string]any{"channel": channel, "state": c}); err != nil {
-		return c, err
+		return c, fmt.Errorf("channel %s %w: %w", channel, errUnlogged, err)
 	}
 	return p.stopped(channel, c)
 }

@@ -36,7 +36,8 @@ var (
 	ErrNotPayload = errors.New("not an update payload")
 	ErrExists     = errors.New("this version is already published with another payload")
 	ErrUnknown    = errors.New("not known")
-	ErrInvalid    = errors.New("not valid") // a version, the name of a channel, or a number that nothing can have
+	errUnlogged   = errors.New("is changed, and only the audit log does not say so") // whoever gave the order must not give it again
+	ErrInvalid    = errors.New("not valid")                                          // a version, the name of a channel, or a number that nothing can have
 )
 
 // namePattern is what a channel may be called: it becomes a file name and travels as an attribute.
