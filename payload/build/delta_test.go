@@ -354,24 +354,55 @@ func (n numbered) image() build.Image {
 	return build.Image{Name: "usr", Data: n, Size: int64(n.blocks) * 4096}
 }
 
-// A delta of very many pieces fits into what readers take, and where that cannot be, there is none.
+// A delta of very many pieces fits into what readers take, and where it does not, there is none.
 func TestDeltaOfVeryManyPieces(t *testing.T) {
-	if testing.Short() {
-		t.Skip("too slow for the race detector, which other tests run under")
-	}
 	key := newKey(t)
 	reversed := func(blocks int) build.Spec {
 		old := numbered{blocks, func(b int) int { return b }}.image()
 		img := numbered{blocks, func(b int) int { return blocks - 1 - b }}.image()
 		img.Old = &old
-		return build.Spec{Major: 1, Images: []build.Image{img}, Keys: []crypto.Signer{key}, TempDir: t.TempDir()}
+		return build.Spec{Images: []build.Image{img}, Keys: []crypto.Signer{key}, TempDir: t.TempDir()}
 	}
-	data, _ := create(t, reversed(110000))
-	if _, err := payload.Open(t.Context(), source(data), payload.Options{Keys: ring(t, key)}); err != nil {
-		t.Error(err)
+	const blocks, most = 2000, 1000
+	spec := reversed(blocks)
+	old := make([]byte, blocks*4096)
+	if _, err := spec.Images[0].Old.Data.ReadAt(old, 0); err != nil {
+		t.Fatal(err)
 	}
-	all := build.Within(reversed(110000), 1<<30)
-	if _, err := build.Create(t.Context(), io.Discard, all); !errors.Is(err, payload.ErrMalformed) || !strings.Contains(err.Error(), "make a full payload") {
+	for spec.Major = 1; spec.Major <= 2; spec.Major++ {
+		data, _ := create(t, build.Within(spec, most))
+		if _, err := obey(data, map[string][]byte{"usr": old}); err != nil {
+			t.Errorf("major %d: %v", spec.Major, err)
+		}
+		n := binary.BigEndian.Uint64(data[12:])
+		var ops []*metadata.InstallOperation
+		if spec.Major == 1 {
+			var m metadata.ManifestV1
+			if err := proto.Unmarshal(data[20:20+n], &m); err != nil {
+				t.Fatal(err)
+			}
+			ops = m.PartitionOperations
+		} else {
+			var m metadata.Manifest
+			if err := proto.Unmarshal(data[24:24+n], &m); err != nil {
+				t.Fatal(err)
+			}
+			ops = m.Partitions[0].Operations
+		}
+		pieces := 0
+		for _, op := range ops {
+			pieces += 1 + len(op.SrcExtents) + len(op.DstExtents)
+		}
+		if pieces > most {
+			t.Errorf("major %d: %d operations and extents, want %d at most", spec.Major, pieces, most)
+		}
+	}
+	if testing.Short() {
+		t.Skip("too slow for the race detector, which other tests run under")
+	}
+	spec = reversed(110000)
+	spec.Major = 1
+	if _, err := build.Create(t.Context(), io.Discard, build.Within(spec, 1<<30)); !errors.Is(err, payload.ErrMalformed) || !strings.Contains(err.Error(), "make a full payload") {
 		t.Errorf("with all its pieces: %v, want that it cannot be read", err)
 	}
 }
