@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -245,7 +246,8 @@ func (l *Loaded) merge(name string, data []byte, only func(key string) bool) err
 	return nil
 }
 
-// clearLists empties the lists that data sets, because the decoder would write into the memory of the list that is there.
+// clearLists empties the lists that data sets, because the decoder would write into the memory of the list that is there: the tables of a list
+// would keep what they do not set from the tables of an earlier file.
 func clearLists(c *Config, data []byte) {
 	var probe Config
 	meta, err := toml.Decode(string(data), &probe)
@@ -253,8 +255,11 @@ func clearLists(c *Config, data []byte) {
 		return
 	}
 	for _, s := range settings(c) {
-		if s.list != nil && meta.IsDefined(strings.Split(s.Key, ".")...) {
-			*s.list = nil
+		switch s.field.Kind() {
+		case reflect.Slice, reflect.Map, reflect.Pointer:
+			if meta.IsDefined(strings.Split(s.Key, ".")...) {
+				s.field.SetZero()
+			}
 		}
 	}
 }

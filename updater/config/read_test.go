@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -291,4 +292,22 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("a configuration that cannot work was accepted: %+v", l.Config)
 		}
 	})
+}
+
+// A list replaces a list whole, whatever it is a list of: a table of a drop-in has nothing of the table that stood in its place.
+func TestAListOfTablesReplacesAList(t *testing.T) {
+	l, root := read(t, map[string]string{
+		"etc/flipside/flipside.toml": minimal + "[[reboot.windows]]\ndays = [\"Sat\"]\nstart = \"03:00\"\nlength = \"3h\"\nzone = \"Europe/Berlin\"\n" +
+			"[[reboot.windows]]\nstart = \"12:00\"\nlength = \"1h\"\n[[reboot.blackouts]]\nfrom = \"2026-12-24\"\nto = \"2027-01-02\"\nreason = \"holidays\"\n",
+		"etc/flipside/flipside.toml.d/10-x.toml": "[[reboot.windows]]\nstart = \"04:00\"\nlength = \"1h\"\n[reboot]\nblackouts = [{from = \"2026-11-01\"}]\n",
+	})
+	if want := []Window{{Start: "04:00", Length: "1h"}}; !reflect.DeepEqual(l.Reboot.Windows, want) {
+		t.Errorf("windows %+v, want %+v", l.Reboot.Windows, want)
+	}
+	if want := []Blackout{{From: "2026-11-01"}}; !reflect.DeepEqual(l.Reboot.Blackouts, want) {
+		t.Errorf("blackouts %+v, want %+v", l.Reboot.Blackouts, want)
+	}
+	if got := l.origin(root, "reboot.windows"); got != "etc/flipside/flipside.toml.d/10-x.toml:1" {
+		t.Errorf("the windows come from %q", got)
+	}
 }

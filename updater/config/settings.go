@@ -14,8 +14,8 @@ type Setting struct {
 	Key   string // as in "update.server"
 	Value string // as it is written in TOML, without passwords in addresses
 
-	list  *[]string // where the value is, if it is a list
-	whole string    // Value with passwords
+	field reflect.Value // where the value is
+	whole string        // Value with passwords
 }
 
 // Settings lists every key there is, in the order of the reference, with its value in c.
@@ -28,11 +28,8 @@ func settings(c *Config) []Setting {
 		section, table := v.Field(i), v.Type().Field(i).Tag.Get("toml")
 		for j := range section.NumField() {
 			f := section.Field(j)
-			s := Setting{Key: table + "." + section.Type().Field(j).Tag.Get("toml"), Value: literal(f, redacted), whole: literal(f, func(s string) string { return s })}
-			if list, ok := f.Addr().Interface().(*[]string); ok {
-				s.list = list
-			}
-			all = append(all, s)
+			key := table + "." + section.Type().Field(j).Tag.Get("toml")
+			all = append(all, Setting{Key: key, Value: literal(f, redacted), field: f, whole: literal(f, func(s string) string { return s })})
 		}
 	}
 	return all
