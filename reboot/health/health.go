@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -103,21 +104,31 @@ func (c Checks) run(ctx context.Context, name string) error {
 	cmd := exec.CommandContext(run, filepath.Join(c.Dir, name))
 	cmd.Env = append(os.Environ(), c.Env...)
 	cmd.Stdout, cmd.Stderr = out, out
+	// Its own process group, so that what it started ends with it when its time is over: it is run again and again. What one that ends by itself
+	// leaves behind is its own affair.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error {
+		err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		if errors.Is(err, syscall.ESRCH) {
+			return os.ErrProcessDone
+		}
+		return err
+	}
 	cmd.WaitDelay = time.Second // for children that keep the output open
 	err := cmd.Run()
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case err == nil, errors.Is(err, exec.ErrWaitDelay): // the latter: it succeeded, and what it left behind keeps its output open
+		return nil
 	case run.Err() != nil:
 		return &Failure{name, fmt.Sprintf("did not end within %s", timeout), out.String()}
-	case err != nil:
-		reason := err.Error()
-		if line := out.lastLine(); line != "" {
-			reason = line + " (" + reason + ")"
-		}
-		return &Failure{name, reason, out.String()}
 	}
-	return nil
+	reason := err.Error()
+	if line := out.lastLine(); line != "" {
+		reason = line + " (" + reason + ")"
+	}
+	return &Failure{name, reason, out.String()}
 }
 
 // tail keeps the last max bytes that are written to it.

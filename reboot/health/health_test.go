@@ -3,9 +3,12 @@ package health
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -60,6 +63,68 @@ func TestRun(t *testing.T) {
 				t.Errorf("the reason %q carries terminal codes", err)
 			}
 		})
+	}
+}
+
+// child is the process that the program of a test left in the file "child" beside itself, and whether it is there and runs.
+func child(t *testing.T, dir string) (pid int, runs bool) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, "child"))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pid, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, state, _ := strings.Cut(string(stat), ") ")
+	return pid, err == nil && !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X") // who has ended stays until its new parent takes note of it
+}
+
+// leaveChild is a script that starts a child, which holds the script's output, and has its number in the file "child".
+const leaveChild = `d=$(dirname "$0"); sleep 600 & echo $! >"$d/.child"; mv "$d/.child" "$d/child"; `
+
+func TestSuccessLeavesAChild(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "x", leaveChild+"echo ok; exit 0\n", 0o755)
+	err := Checks{Dir: dir}.Run(t.Context())
+	pid, runs := child(t, dir)
+	if runs {
+		defer syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		t.Errorf("error = %v, want a good boot: it exited with 0", err)
+	}
+	if !runs {
+		t.Error("what it left behind was ended")
+	}
+}
+
+func TestTimeoutEndsWhatItStarted(t *testing.T) {
+	for timeout := 200 * time.Millisecond; ; timeout *= 2 {
+		dir := t.TempDir()
+		write(t, dir, "x", leaveChild+"wait\n", 0o755)
+		err := Checks{Dir: dir, Timeout: timeout}.Run(t.Context())
+		var f *Failure
+		if !errors.As(err, &f) || !strings.Contains(f.Reason, "did not end within") {
+			t.Fatalf("error = %v, want that it did not end", err)
+		}
+		pid, runs := child(t, dir)
+		if pid == 0 {
+			continue // its time was over before it had come so far
+		}
+		for range 1000 { // it has been sent its signal, and ends when it gets to it
+			if !runs {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+			_, runs = child(t, dir)
+		}
+		syscall.Kill(pid, syscall.SIGKILL)
+		t.Fatal("what it started goes on after its time")
 	}
 }
 
