@@ -102,7 +102,9 @@ func (s State) standing(c Claim, position int, now time.Time) Standing {
 	case len(s.Holders) < s.Policy.Max && step.zoneFull(c.Zone):
 		st.Blocked = fmt.Sprintf("zone %q has as many hosts down as it may", c.Zone)
 	}
-	st.Expected = s.expect(position, now, sched.Next)
+	if sched.Open || !sched.Next.IsZero() {
+		st.Expected = s.expect(position, now, sched.Next)
+	}
 	return st
 }
 

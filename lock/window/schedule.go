@@ -110,11 +110,18 @@ type Status struct {
 // maxSteps bounds how many openings are looked at to find the next that no blackout covers: some years of daily ones.
 const maxSteps = 2000
 
+// never is a year that nobody waits for. An opening from it on is none: a blackout that is to last for good ends on 9999-12-31, and a year of five digits
+// has no place in JSON.
+const never = 9000
+
 // At says whether the schedule is open at t for at least need, how long, or when it will be.
 func (s Schedule) At(t time.Time, need time.Duration) Status {
 	begin, end, why := s.opening(t, need)
+	if end.Year() >= never {
+		end = time.Time{}
+	}
 	switch {
-	case begin.IsZero():
+	case begin.IsZero(), begin.After(t) && begin.Year() >= never:
 		return Status{Why: why}
 	case begin.After(t):
 		return Status{Next: begin, Why: why}

@@ -131,6 +131,29 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
+// A date that is written for "never" is not waited for: the year after it has no place in JSON.
+func TestClosedForGood(t *testing.T) {
+	now := at(t, "2026-11-29T12:00:00Z")
+	for _, zone := range []string{"UTC", "Pacific/Kiritimati", "Etc/GMT+12"} {
+		for _, windows := range [][]Window{nil, {mustParse(t, "04:00", "1h", zone)}} {
+			b, err := ParseBlackout("2026-11-01", "9999-12-31", zone, "retired")
+			if err != nil {
+				t.Fatal(err)
+			}
+			st := Schedule{windows, []Blackout{b}}.At(now, time.Minute)
+			if st.Open || !st.Next.IsZero() || st.Why != "blackout 2026-11-01 to 9999-12-31 (retired)" {
+				t.Errorf("zone %s, %d windows: %+v, want closed for good", zone, len(windows), st)
+			}
+			if b, err = ParseBlackout("9999-12-31", "", zone, ""); err != nil {
+				t.Fatal(err)
+			}
+			if st = (Schedule{nil, []Blackout{b}}).At(now, time.Minute); !st.Open || !st.Until.IsZero() {
+				t.Errorf("zone %s: %+v, want open for good", zone, st)
+			}
+		}
+	}
+}
+
 func TestJSON(t *testing.T) {
 	const text = `{"days":["Mon","Thu"],"start":"04:00","length":"1h30m","zone":"Europe/Berlin"}`
 	var w Window

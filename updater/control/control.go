@@ -166,7 +166,7 @@ func Serve(ctx context.Context, l *Listener, d Daemon, log *slog.Logger) error {
 			defer places.free(uid) // before the client can see the end
 			// Whoever has asked already gets an answer, also to the order that ends this, and who is about to ask; who says nothing is not waited for.
 			defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Now().Add(asking)) })()
-			if err := serve(ctx, c, uid, d); err != nil {
+			if err := serve(ctx, c, uid, d, log); err != nil {
 				log.Debug("control client", "error", err)
 			}
 		})
@@ -209,18 +209,26 @@ func (p *places) free(uid uint32) {
 	}
 }
 
-func serve(ctx context.Context, c *net.UnixConn, uid uint32, d Daemon) error {
+func serve(ctx context.Context, c *net.UnixConn, uid uint32, d Daemon, log *slog.Logger) error {
 	c.SetReadDeadline(time.Now().Add(patience))
 	line, err := bufio.NewReader(io.LimitReader(c, maxRequest)).ReadBytes('\n')
 	if err != nil {
 		return fmt.Errorf("reading a request: %w", err)
 	}
-	enc := json.NewEncoder(c)
-	send := func(r Reply) error {
-		c.SetWriteDeadline(time.Now().Add(patience))
-		return enc.Encode(r)
-	}
 	var req Request
+	send := func(r Reply) error {
+		data, cannot := json.Marshal(r)
+		if cannot != nil { // the client must not take it for the end of the daemon
+			cannot = fmt.Errorf("flipsided has an answer that it cannot write as JSON: %w", cannot)
+			log.Error("control client", "method", req.Method, "error", cannot)
+			if data, err = json.Marshal(failure(cannot)); err != nil {
+				return err
+			}
+		}
+		c.SetWriteDeadline(time.Now().Add(patience))
+		_, err := c.Write(append(data, '\n'))
+		return cmp.Or(err, cannot)
+	}
 	if err := json.Unmarshal(line, &req); err != nil {
 		return send(failure(fmt.Errorf("%w: the request is not JSON: %w", ErrBadCommand, err)))
 	}

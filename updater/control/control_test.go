@@ -337,3 +337,15 @@ func TestWhileTheDaemonReloads(t *testing.T) {
 		t.Errorf("error = %v after the socket was closed, want ErrNotRunning", err)
 	}
 }
+
+// What cannot be encoded is said, and does not look as if the daemon had ended.
+func TestAnswerThatIsNoJSON(t *testing.T) {
+	path := serveTest(t, &daemon{st: updater.Status{Since: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}})
+	for _, req := range []Request{{Method: "status"}, {Method: "watch"}, {Method: "do", Do: &Command{}}, {Method: "do", Do: &Command{}, Follow: true}} {
+		err := Call(t.Context(), path, req, func(updater.Status) bool { return true })
+		var refusal *Refusal
+		if !errors.As(err, &refusal) || !strings.Contains(err.Error(), "cannot write as JSON") {
+			t.Errorf("%s (follow %v): error = %v, want a failure that the daemon tells", req.Method, req.Follow, err)
+		}
+	}
+}
