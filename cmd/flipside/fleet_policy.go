@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flipside-linux/flipside/lock"
+	"github.com/flipside-linux/flipside/updater/config/shallow"
 )
 
 func (a *app) fleetPolicy(s *semaphoreFlags) *cobra.Command {
@@ -242,7 +243,7 @@ func (a *app) readPolicy(path string) (lock.Policy, error) {
 	}
 	var m map[string]any
 	if trimmed := bytes.TrimSpace(data); len(trimmed) == 0 || trimmed[0] != '{' {
-		err = toml.Unmarshal(data, &m)
+		_, err = shallow.Decode(data, &m)
 	} else {
 		err = json.Unmarshal(data, &m)
 	}

@@ -7,9 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/BurntSushi/toml"
-
 	"github.com/flipside-linux/flipside/partition/atomicfile"
+	"github.com/flipside-linux/flipside/updater/config/shallow"
 )
 
 // Choices are what an operator decided at run time. They win over every file, live on the state partition that both slots share, and
@@ -26,8 +25,17 @@ func ReadChoices(stateDir string) (Choices, error) {
 	var file struct {
 		Update Choices `toml:"update"`
 	}
-	_, err := toml.DecodeFile(filepath.Join(stateDir, choiceName), &file)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	path := filepath.Join(stateDir, choiceName)
+	data, err := load(path, maxChoices)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Choices{}, nil
+	}
+	if err == nil {
+		if _, err = shallow.Decode(data, &file); err != nil {
+			err = fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	if err != nil {
 		return Choices{}, fmt.Errorf("reading the operator's choices: %w", err)
 	}
 	return file.Update, nil

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -10,8 +11,11 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/flipside-linux/flipside/updater/config/shallow"
 )
 
 // Dirs are where configuration files are looked for, the least important first. The order is that of the UAPI group's
@@ -23,6 +27,7 @@ const (
 	dropinName = "flipside/flipside.toml.d"
 	choiceName = "operator.toml" // in the state directory
 	maxFile    = 1 << 20
+	maxChoices = 4 << 10 // of that file, which more than root may write
 )
 
 // Source says where a configuration comes from. The zero Source is the running system.
@@ -196,14 +201,11 @@ func (l *Loaded) read(f File, only func(key string) bool) error {
 		l.Files = append(l.Files, f)
 		return nil
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("reading the configuration: %w", err)
+	limit := int64(maxFile)
+	if only != nil {
+		limit = maxChoices
 	}
-	if !info.Mode().IsRegular() || info.Size() > maxFile {
-		return fmt.Errorf("reading the configuration: %s is not a file of at most %d bytes", path, maxFile)
-	}
-	data, err := os.ReadFile(path)
+	data, err := load(path, limit)
 	if err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
@@ -214,10 +216,28 @@ func (l *Loaded) read(f File, only func(key string) bool) error {
 	return nil
 }
 
+// load reads a file of at most limit bytes. It waits for no writer of a pipe that stands in its place.
+func load(path string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if !info.Mode().IsRegular() || int64(len(data)) > limit {
+		return nil, fmt.Errorf("%s is not a file of at most %d bytes", path, limit)
+	}
+	return data, err
+}
+
 // merge puts the settings of a file over those that are there. A list replaces a list.
 func (l *Loaded) merge(name string, data []byte, only func(key string) bool) error {
 	clearLists(&l.Config, data)
-	meta, err := toml.Decode(string(data), &l.Config)
+	meta, err := shallow.Decode(data, &l.Config)
 	if err != nil {
 		var pe toml.ParseError
 		if errors.As(err, &pe) {
@@ -250,7 +270,7 @@ func (l *Loaded) merge(name string, data []byte, only func(key string) bool) err
 // would keep what they do not set from the tables of an earlier file.
 func clearLists(c *Config, data []byte) {
 	var probe Config
-	meta, err := toml.Decode(string(data), &probe)
+	meta, err := shallow.Decode(data, &probe)
 	if err != nil {
 		return
 	}

@@ -311,3 +311,28 @@ func TestAListOfTablesReplacesAList(t *testing.T) {
 		t.Errorf("the windows come from %q", got)
 	}
 }
+
+// A key of many parts takes the decoder memory with their square. The operator's file is in a directory where more than root may write.
+func TestAFileThatWouldFillTheMemoryIsNotDecoded(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "flipside.toml")
+	deep := strings.Repeat("a.", 100) + "a = 1\n"
+	for _, tt := range []struct{ name, main, choices, want string }{
+		{"a deep key", minimal + deep, "", "more than 64 parts"},
+		{"a deep key in the operator's file", minimal, deep, "more than 64 parts"},
+		{"a long operator's file", minimal, "[update]\npin = '1.2.3'\n" + strings.Repeat("#\n", 2<<10), "not a file of at most 4096 bytes"},
+	} {
+		if err := os.WriteFile(path, []byte(tt.main+"[paths]\nstate = '"+dir+"'\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "operator.toml"), []byte(tt.choices), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Read(Source{File: path}); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: error %v, want one with %q", tt.name, err, tt.want)
+		}
+		if _, err := ReadChoices(dir); tt.choices != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: reading the choices: error %v, want one with %q", tt.name, err, tt.want)
+		}
+	}
+}

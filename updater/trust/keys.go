@@ -16,9 +16,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/BurntSushi/toml"
-
 	"github.com/flipside-linux/flipside/payload"
+	"github.com/flipside-linux/flipside/updater/config/shallow"
 )
 
 // Role says what a key may sign.
@@ -202,7 +201,7 @@ func parseKeyFile(file string, data []byte) (keys []Key, revoke []string, err er
 		return keys, nil, nil
 	}
 	var d dropIn
-	meta, err := toml.Decode(string(data), &d)
+	meta, err := shallow.Decode(data, &d)
 	if err != nil {
 		return nil, nil, err
 	}
