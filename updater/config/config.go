@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
+	"github.com/flipside-linux/flipside/lock"
 	"github.com/flipside-linux/flipside/lock/window"
 	"github.com/flipside-linux/flipside/partition/bls"
 )
@@ -328,6 +332,9 @@ func (c Config) PauseFile() string { return filepath.Join(c.Paths.State, "paused
 // maxLockTimeout keeps the engine's loop, which waits that long for the semaphore, well below what the service's watchdog takes for a hang.
 const maxLockTimeout = time.Minute
 
+// minInterval keeps what was meant as minutes from becoming an attack on the server.
+const minInterval = time.Second
+
 // check returns what is wrong with a configuration. Each error begins with the key that it speaks of.
 func (c *Config) check() (errs []error) {
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -348,8 +355,8 @@ func (c *Config) check() (errs []error) {
 			add("%s %q is not an http://, https:// or socks5:// URL, nor \"direct\"", p.key, u.Redacted())
 		}
 	}
-	if c.Update.Interval <= 0 {
-		add("update.interval must be more than zero")
+	if time.Duration(c.Update.Interval) < minInterval {
+		add("update.interval is %s, want at least %s", c.Update.Interval, Duration(minInterval))
 	}
 	if (c.Update.ClientCert == "") != (c.Update.ClientKey == "") {
 		add("update.client_cert and update.client_key belong together")
@@ -362,6 +369,9 @@ func (c *Config) check() (errs []error) {
 	}
 	if c.Update.Retry <= 0 {
 		add("update.retry must be more than zero")
+	}
+	if _, err := uuid.Parse(c.Slots.Type); err != nil {
+		add("slots.type %q is not a partition type GUID: %w", c.Slots.Type, err)
 	}
 	if c.Slots.Tries < 1 || c.Slots.Tries > 3 {
 		add("slots.tries is %d, want 1 to 3: GRUB stops in its menu when more tries fail in one power-on", c.Slots.Tries)
@@ -399,6 +409,9 @@ func (c *Config) check() (errs []error) {
 	if (c.Reboot.WindowStart == "") != (c.Reboot.WindowLength == "") {
 		add("reboot.window_start and reboot.window_length belong together")
 	}
+	if _, err := window.New(nil, "00:00", "1h", c.Reboot.TimeZone); err != nil {
+		add("reboot.time_zone: %w", err)
+	}
 	_, bad := c.Reboot.schedule()
 	errs = append(errs, bad...)
 	if u, err := url.Parse(c.Reboot.Alerts); err != nil || c.Reboot.Alerts != "" && (u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
@@ -406,6 +419,14 @@ func (c *Config) check() (errs []error) {
 	}
 	if c.Reboot.Alerts == "" && c.Reboot.AlertsQuery != "" {
 		add("reboot.alerts_query is set, and reboot.alerts is not: which server answers it?")
+	}
+	if u, err := url.Parse(c.Lock.FleetLock); err != nil || c.Lock.FleetLock != "" && (u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+		add("lock.fleetlock %q is not an http or https URL", redacted(c.Lock.FleetLock))
+	}
+	for _, e := range c.Lock.Endpoints {
+		if !isEndpoint(e) {
+			add("lock.endpoints: %q is neither an http or https URL nor HOST:PORT", redacted(e))
+		}
 	}
 	if c.Lock.FleetLock != "" && len(c.Lock.Endpoints) > 0 {
 		add("lock.endpoints and lock.fleetlock are two semaphores; set one")
@@ -425,11 +446,22 @@ func (c *Config) check() (errs []error) {
 	if c.Metrics.Textfile != "" && !strings.HasSuffix(c.Metrics.Textfile, ".prom") {
 		add("metrics.textfile %q does not end in .prom: node-exporter would not read it", c.Metrics.Textfile)
 	}
+	if c.Metrics.Listen != "" {
+		host, port, err := net.SplitHostPort(c.Metrics.Listen)
+		if err == nil {
+			_, err = net.LookupPort("tcp", port)
+		}
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			add("metrics.listen %q is not a port of a loopback address such as 127.0.0.1:9476", c.Metrics.Listen)
+		}
+	}
 	if c.Lock.Timeout <= 0 || time.Duration(c.Lock.Timeout) > maxLockTimeout {
 		add("lock.timeout is %s, want more than zero and at most %s: the engine stands still while a place in the queue is given back", c.Lock.Timeout, Duration(maxLockTimeout))
 	}
 	if c.Lock.Group == "" {
 		add("lock.group is empty")
+	} else if err := lock.CheckGroup(c.Lock.Group); err != nil && (c.Lock.FleetLock != "" || len(c.Lock.Endpoints) > 0) {
+		add("lock.group: %w", err) // older hosts without a lock may have had other names
 	}
 	if (c.Lock.Cert == "") != (c.Lock.Key == "") {
 		add("lock.cert and lock.key belong together")
@@ -456,4 +488,15 @@ func (c *Config) check() (errs []error) {
 		add("paths.state and paths.run must be set")
 	}
 	return errs
+}
+
+// isEndpoint reports whether the client of etcd can make an address of e. What it cannot it would take for the name of a host, and ask for ever.
+func isEndpoint(e string) bool {
+	scheme, _, ok := strings.Cut(e, "://")
+	if !ok {
+		host, port, err := net.SplitHostPort(e)
+		return err == nil && host != "" && port != ""
+	}
+	u, err := url.Parse(e)
+	return err == nil && u.Host+u.Path != "" && (slices.Contains([]string{"unix", "unixs"}, scheme) || u.Host != "" && slices.Contains([]string{"http", "https"}, scheme))
 }

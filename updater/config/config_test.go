@@ -38,6 +38,15 @@ func TestParseRefuses(t *testing.T) {
 		{"half a window", minimal + "[reboot]\nwindow_start = \"04:00\"\n", "belong together"},
 		{"semaphore that may take an hour", minimal + "[lock]\ntimeout = \"1h\"\n", "flipside.toml:4: lock.timeout is 1h, want more than zero and at most 1m"},
 		{"semaphore that may take no time", minimal + "[lock]\ntimeout = \"0s\"\n", "flipside.toml:4: lock.timeout is 0s"},
+		{"an interval that was meant as minutes", minimal + "interval = \"45ns\"\n", "flipside.toml:3: update.interval is 45ns, want at least 1s"},
+		{"type of the slots", minimal + "[slots]\ntype = \"nonsense\"\n", "flipside.toml:4: slots.type \"nonsense\""},
+		{"metrics for everybody", minimal + "[metrics]\nlisten = \"0.0.0.0:9\"\n", "flipside.toml:4: metrics.listen \"0.0.0.0:9\""},
+		{"metrics on no port", minimal + "[metrics]\nlisten = \"127.0.0.1:99999\"\n", "metrics.listen"},
+		{"semaphore without a scheme", minimal + "[lock]\nfleetlock = \"garbage\"\n", "flipside.toml:4: lock.fleetlock \"garbage\""},
+		{"etcd without a port", minimal + "[lock]\nendpoints = [\"http://a:1\", \"garbage\"]\n", "flipside.toml:4: lock.endpoints: \"garbage\""},
+		{"empty endpoint", minimal + "[lock]\nendpoints = [\"\"]\n", "lock.endpoints: \"\""},
+		{"name of a group", minimal + "[lock]\nfleetlock = \"http://a:1\"\ngroup = \"a/b\"\n", "flipside.toml:5: lock.group"},
+		{"zone without windows", minimal + "[reboot]\ntime_zone = \"Nowhere\"\n", "flipside.toml:4: reboot.time_zone"},
 		{"key without certificate", minimal + "[lock]\nkey = \"k\"\n", "lock.cert and lock.key"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
