@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // FiringAlerts is the query that [Alerts] asks if no other is set.
@@ -127,7 +128,7 @@ func describeSeries(labels map[string]string) string {
 // oneLine makes a text from outside fit to be shown in a line.
 func oneLine(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsGraphic(r) { // no control characters, also those of eight bits, and no marks that turn the writing around
 			return -1
 		}
 		return r

@@ -105,3 +105,9 @@ func TestAlertsOnPrometheus(t *testing.T) {
 		t.Errorf("a bad query: %+v", a)
 	}
 }
+
+func TestSeriesIsFitForATerminal(t *testing.T) {
+	if got := describeSeries(map[string]string{"alertname": "Disk\u009b2Jfull\x1b\u202e", "instance": "büro\u2028"}); got != "Disk2Jfull on büro" {
+		t.Errorf("the series is %q", got)
+	}
+}

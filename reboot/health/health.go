@@ -21,6 +21,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 )
 
 // Checks are the health checks of one boot. Their zero value finds every boot good.
@@ -151,7 +152,7 @@ func (t *tail) lastLine() string {
 	s := strings.TrimSpace(t.buf.String())
 	s = s[strings.LastIndexByte(s, '\n')+1:]
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsGraphic(r) { // no control characters, also those of eight bits, and no marks that turn the writing around
 			return -1
 		}
 		return r

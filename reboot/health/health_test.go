@@ -39,6 +39,9 @@ func TestRun(t *testing.T) {
 		{"too slow", func(t *testing.T, d string) { write(t, d, "x", "sleep 60\n", 0o755) }, "did not end within"},
 		{"not executable", func(t *testing.T, d string) { write(t, d, "x", "exit 0\n", 0o644) }, "is not executable"},
 		{"terminal codes", func(t *testing.T, d string) { write(t, d, "x", `printf '\033[31mred\n'; exit 1`, 0o755) }, "[31mred (exit status 1)"},
+		{"codes of eight bits, and marks", func(t *testing.T, d string) {
+			write(t, d, "x", `printf '\302\2332Jgr\303\274n \342\200\256der\342\200\250\n'; exit 1`, 0o755)
+		}, "x: 2Jgrün der (exit status 1)"},
 		{"hidden files are not checks", func(t *testing.T, d string) { write(t, d, ".swp", "exit 1\n", 0o644) }, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

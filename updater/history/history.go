@@ -34,6 +34,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -220,7 +221,7 @@ func oneLine(s string) string {
 		switch {
 		case r == '\n', r == '\t':
 			return ' '
-		case r < ' ', r == 0x7f, r == utf8.RuneError:
+		case !unicode.IsGraphic(r), r == utf8.RuneError: // control characters, also those of eight bits, and marks that turn the writing around
 			return -1
 		}
 		return r

@@ -187,7 +187,7 @@ func TestTextIsMadeSafe(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := l.Append(Record{Time: at, Kind: "note", Text: "a\x1b[31m\nb\xff" + strings.Repeat("x", 1<<20)}); err != nil {
+	if err := l.Append(Record{Time: at, Kind: "note", Text: "a\x1b[31m\nb\u009b\u202e\u2028\xff" + strings.Repeat("x", 1<<20)}); err != nil {
 		t.Fatal(err)
 	}
 	records, damage := read(t, dir)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
@@ -58,7 +59,7 @@ func notify(ctx context.Context, d control.Daemon, ready chan<- struct{}, manage
 
 func oneLine(st updater.Status) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' {
+		if !unicode.IsGraphic(r) {
 			return ' '
 		}
 		return r

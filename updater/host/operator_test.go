@@ -5,6 +5,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
 )
 
@@ -34,5 +35,11 @@ func TestChoicesAtTheSameTime(t *testing.T) {
 		if deref(got.Channel) != value || deref(got.Pin) != value {
 			t.Fatalf("round %d: channel %q, pin %q", n, deref(got.Channel), deref(got.Pin))
 		}
+	}
+}
+
+func TestManagerIsToldOnePrintableLine(t *testing.T) {
+	if got := oneLine(updater.Status{Phase: updater.Idle, Why: "a\nb\u009bc\u202e"}); got != "idle: a b c " {
+		t.Errorf("the manager is told %q", got)
 	}
 }
