@@ -336,3 +336,13 @@ func TestAFileThatWouldFillTheMemoryIsNotDecoded(t *testing.T) {
 		}
 	}
 }
+
+func TestUpdateConfAsEditorsLeaveIt(t *testing.T) {
+	l, _ := read(t, map[string]string{"etc/flatcar/update.conf": "\ufeffSERVER=https://a.example/\nREBOOT_STRATEGY=etcd-lock\nLOCKSMITHD_ENDPOINT=http://a:1,, http://b:1,\n"})
+	if l.Update.Server != "https://a.example/" || len(l.Unused) > 0 {
+		t.Errorf("server %q, not used: %v", l.Update.Server, l.Unused)
+	}
+	if want := []string{"http://a:1", "http://b:1"}; !slices.Equal(l.Lock.Endpoints, want) {
+		t.Errorf("endpoints %q, want %q", l.Lock.Endpoints, want)
+	}
+}

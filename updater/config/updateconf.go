@@ -170,7 +170,9 @@ func (l *Loaded) takeOver(vars map[string]olderValue) {
 		set(&l.Reboot.WindowLength, "reboot.window_length", prefix+"REBOOT_WINDOW_LENGTH")
 	}
 	var endpoints string
-	named := set(&endpoints, "lock.endpoints", "LOCKSMITHD_ENDPOINT")
+	set(&endpoints, "lock.endpoints", "LOCKSMITHD_ENDPOINT")
+	list := strings.FieldsFunc(endpoints, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
+	named := len(list) > 0
 	strategy := vars["REBOOT_STRATEGY"]
 	locks := strategy.value == "etcd-lock" || (strategy.value == "best-effort" && named)
 	if _, ok := vars["REBOOT_STRATEGY"]; ok {
@@ -184,13 +186,11 @@ func (l *Loaded) takeOver(vars map[string]olderValue) {
 	}
 	switch {
 	case locks && named:
-		for e := range strings.SplitSeq(endpoints, ",") {
-			l.Lock.Endpoints = append(l.Lock.Endpoints, strings.TrimSpace(e))
-		}
+		l.Lock.Endpoints = list
 	case locks:
 		l.Lock.Endpoints = []string{lockEndpoint}
 		l.Origins["lock.endpoints"] = l.Origins["reboot.strategy"]
-	case named:
+	case endpoints != "":
 		delete(l.Origins, "lock.endpoints")
 		l.Unused = append(l.Unused, Unused{"LOCKSMITHD_ENDPOINT", vars["LOCKSMITHD_ENDPOINT"].at, "REBOOT_STRATEGY does not ask for the lock"})
 	}
@@ -236,7 +236,7 @@ func parseUpdateConf(root, name string) (map[string]olderValue, error) {
 		return nil, fmt.Errorf("reading the older configuration: %w", err)
 	}
 	vars := map[string]olderValue{}
-	for i, line := range strings.Split(string(data), "\n") {
+	for i, line := range strings.Split(strings.TrimPrefix(string(data), "\ufeff"), "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' || line[0] == ';' {
 			continue
