@@ -245,8 +245,11 @@ func (l *Loaded) merge(name string, data []byte, only func(key string) bool) err
 		}
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if un := meta.Undecoded(); len(un) > 0 {
-		key := un[0].String()
+	for _, k := range meta.Keys() {
+		if known(k) { // the decoder would also take one that is written in other letters
+			continue
+		}
+		key := k.String()
 		err := fmt.Errorf("%s:%d: unknown key %q", name, lineOf(data, key), key)
 		if near := nearest(key); near != "" {
 			err = fmt.Errorf("%w; did you mean %q?", err, near)

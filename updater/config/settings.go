@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+
+	"github.com/BurntSushi/toml"
 )
 
 // Setting is one key with its value.
@@ -99,12 +101,38 @@ func (l *Loaded) Document(head string) ([]byte, error) {
 	return []byte(b.String()), nil
 }
 
+// known reports whether there is such a key, a table, or a key of a table in a list.
+func known(k toml.Key) bool {
+	t := reflect.TypeFor[Config]()
+	for _, part := range k {
+		if t.Kind() == reflect.Slice {
+			t = t.Elem()
+		}
+		if t.Kind() != reflect.Struct {
+			return false
+		}
+		i := 0
+		for i < t.NumField() && t.Field(i).Tag.Get("toml") != part {
+			i++
+		}
+		if i == t.NumField() {
+			return false
+		}
+		t = t.Field(i).Type
+	}
+	return true
+}
+
 // nearest returns the known key that a mistyped one most likely means, "" if none is near.
 func nearest(key string) string {
 	best, least := "", 3
+	key = strings.ToLower(key)
 	for _, s := range (Config{}).Settings() {
-		if d := distance(key, s.Key); d < least {
-			best, least = s.Key, d
+		table, _, _ := strings.Cut(s.Key, ".")
+		for _, k := range []string{table, s.Key} {
+			if d := distance(key, k); d < least {
+				best, least = k, d
+			}
 		}
 	}
 	return best
