@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -193,6 +192,12 @@ names. A daemon that runs goes on with what it has read before "flipside config 
 			if err != nil {
 				return fmt.Errorf("reading the configuration: %w", err)
 			}
+			if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
+				if file == os.DevNull {
+					return fmt.Errorf("%s is a link to %s, which masks it: remove the link first", path, file)
+				}
+				return fmt.Errorf("%s is not a file", file)
+			}
 			old, err := os.ReadFile(file)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("reading the configuration: %w", err)
@@ -201,61 +206,29 @@ names. A daemon that runs goes on with what it has read before "flipside config 
 			if info, err := os.Stat(file); err == nil {
 				mode = info.Mode().Perm()
 			}
-			dir, err := os.MkdirTemp("", "flipside-config")
+			d, err := a.edit(filepath.Base(path), old)
 			if err != nil {
 				return err
 			}
-			draft := filepath.Join(dir, filepath.Base(path))
-			keep := false // what somebody wrote and could not be put in place
-			defer func() {
-				if !keep {
-					os.RemoveAll(dir)
-				}
-			}()
-			text, err := a.edited(cmd, draft, old)
-			if err != nil {
-				return err
-			}
-			if string(text) == string(old) {
-				return withExit(exitNothing, errors.New("nothing was changed"))
+			if string(d.text) == string(old) {
+				return errors.Join(withExit(exitNothing, errors.New("nothing was changed")), d.remove())
 			}
 			kept := func(err error) error {
-				keep = true
-				return withHint(err, "nothing was changed; what you wrote is in %s", draft)
+				return withHint(err, "nothing was changed; what you wrote is in %s", d.path)
 			}
-			if err := config.Check(a.config, path, text); err != nil {
+			if err := config.Check(a.config, path, d.text); err != nil {
 				return kept(err)
 			}
 			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 				return kept(fmt.Errorf("saving the configuration: %w", err))
 			}
-			if err := atomicfile.WriteFile(file, text, mode); err != nil {
+			if err := atomicfile.WriteFile(file, d.text, mode); err != nil {
 				return kept(fmt.Errorf("saving the configuration: %w", err))
 			}
 			fmt.Fprintf(a.stdout, "%s is in place; \"flipside config reload\" makes flipsided read it\n", path)
-			return nil
+			return d.remove()
 		},
 	}
-}
-
-// edited lets somebody edit a copy of text in file, which nobody else reads.
-func (a *app) edited(cmd *cobra.Command, file string, text []byte) ([]byte, error) {
-	editor := os.Getenv("VISUAL")
-	if editor == "" {
-		editor = os.Getenv("EDITOR")
-	}
-	if editor == "" {
-		editor = "vi"
-	}
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		return nil, err
-	}
-	c := exec.CommandContext(cmd.Context(), "sh", "-c", editor+` "$1"`, "sh", file) // an editor may have arguments
-	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout, a.stderr
-	if err := c.Run(); err != nil {
-		return nil, fmt.Errorf("running the editor %q: %w", editor, err)
-	}
-	return os.ReadFile(file)
 }
 
 func (a *app) configReload() *cobra.Command {

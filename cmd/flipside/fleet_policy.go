@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -138,28 +136,15 @@ func (a *app) editPolicy(ctx context.Context, k *lock.Keeper, group, why string)
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "flipside-policy-")
+	d, err := a.edit(group+".toml", before)
 	if err != nil {
-		return fmt.Errorf("editing the policy: %w", err)
+		return err
 	}
-	path := filepath.Join(dir, group+".toml")
-	if err := os.WriteFile(path, before, 0o600); err != nil {
-		return fmt.Errorf("editing the policy: %w", err)
+	if bytes.Equal(before, d.text) {
+		return errors.Join(withExit(exitNothing, errors.New("the policy is as it was")), d.remove())
 	}
-	editor := cmp.Or(os.Getenv("VISUAL"), os.Getenv("EDITOR"), "vi")
-	c := exec.CommandContext(ctx, "sh", "-c", editor+` "$1"`, editor, path)
-	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout, a.stderr
-	if err := c.Run(); err != nil {
-		return fmt.Errorf("editing the policy in %q: %w", editor, errors.Join(err, os.RemoveAll(dir)))
-	}
-	after, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("editing the policy: %w", err)
-	}
-	if bytes.Equal(before, after) {
-		return errors.Join(withExit(exitNothing, errors.New("the policy is as it was")), os.RemoveAll(dir))
-	}
-	p, err := a.readPolicy(path)
+	ctx = context.WithoutCancel(ctx) // who has pressed Ctrl-C in the editor did not mean this
+	p, err := a.readPolicy(d.path)
 	if err == nil {
 		err = k.EditPolicy(ctx, group, why, func(now *lock.Policy) error {
 			text, err := policyTOML(*now)
@@ -169,7 +154,7 @@ func (a *app) editPolicy(ctx context.Context, k *lock.Keeper, group, why string)
 			if !bytes.Equal(text, before) {
 				return fmt.Errorf("%w: somebody else has changed the policy meanwhile", lock.ErrConflict)
 			}
-			if err := knownFields(path, p, *now); err != nil {
+			if err := knownFields(d.path, p, *now); err != nil {
 				return err
 			}
 			*now = p
@@ -177,9 +162,9 @@ func (a *app) editPolicy(ctx context.Context, k *lock.Keeper, group, why string)
 		})
 	}
 	if err != nil {
-		return withHint(err, "your text is kept: flipside fleet policy set --group %s %s", group, path)
+		return withHint(err, "your text is kept: flipside fleet policy set --group %s %s", group, d.path)
 	}
-	return errors.Join(a.done("the policy of group "+group+" is set"), os.RemoveAll(dir))
+	return errors.Join(a.done("the policy of group "+group+" is set"), d.remove())
 }
 
 func (a *app) policyCheck() *cobra.Command {

@@ -181,7 +181,7 @@ func TestPolicyEdit(t *testing.T) {
 	if p := policy(); p.Max != 3 {
 		t.Errorf("the policy is %+v", p)
 	}
-	if left, err := filepath.Glob(filepath.Join(dir, "flipside-policy-*")); err != nil || len(left) != 1 {
+	if left, err := filepath.Glob(filepath.Join(dir, "flipside-*")); err != nil || len(left) != 1 {
 		t.Errorf("left behind: %v, %v; only the text that could not be used is kept", left, err)
 	}
 }

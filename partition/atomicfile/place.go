@@ -22,7 +22,10 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 		return fmt.Errorf("replacing %s: %w", path, err)
 	}
 	var old, new unix.Stat_t
-	if unix.Stat(path, &old) == nil && unix.Fstat(int(f.Fd()), &new) == nil && (old.Uid != new.Uid || old.Gid != new.Gid) {
+	switch err := unix.Stat(path, &old); {
+	case err == nil && old.Mode&unix.S_IFMT != unix.S_IFREG:
+		return fmt.Errorf("replacing %s: it is not a file", path) // but a device, perhaps, that all programs need
+	case err == nil && unix.Fstat(int(f.Fd()), &new) == nil && (old.Uid != new.Uid || old.Gid != new.Gid):
 		if err := f.Chown(int(old.Uid), int(old.Gid)); err != nil {
 			return fmt.Errorf("replacing %s: keeping its owner: %w", path, err)
 		}

@@ -36,6 +36,14 @@ type Source struct {
 	File string // if set, only this file is read, and what an operator chose at run time
 	// Fixed leaves out what an operator chose at run time. That file is in the state directory, where more than root may write.
 	Fixed bool
+
+	draft *draft
+}
+
+// draft is what somebody would like a file to hold.
+type draft struct {
+	path string
+	data []byte
 }
 
 // Origin is where a setting was made.
@@ -76,6 +84,8 @@ type Loaded struct {
 	Origins map[string]Origin // by key; a key that is not there has its default
 	Files   []File
 	Unused  []Unused
+
+	draft *draft
 }
 
 // Load reads and checks the configuration in one file, or, if path is empty, that of the running system.
@@ -109,6 +119,7 @@ func Parse(name string, data []byte) (Config, error) {
 //  5. operator.toml in the state directory: what somebody chose with "flipside channel set" or "flipside pin".
 func Read(src Source) (*Loaded, error) {
 	l := fresh()
+	l.draft = src.draft
 	if src.File != "" {
 		if err := l.read(File{Path: src.File}, nil); err != nil {
 			return nil, err
@@ -129,6 +140,9 @@ func Read(src Source) (*Loaded, error) {
 			f.Hides = main.Path
 		}
 		main = &f
+	}
+	if d := src.draft; d != nil && (main == nil || main.Path != d.path) { // there is no such file yet
+		main = &File{Path: d.path}
 	}
 	dropins := map[string]File{}
 	for _, dir := range dirs {
@@ -198,6 +212,13 @@ func masked(path string) bool {
 func (l *Loaded) read(f File, only func(key string) bool) error {
 	path := f.Path
 	if f.Masked {
+		l.Files = append(l.Files, f)
+		return nil
+	}
+	if l.draft != nil && l.draft.path == path {
+		if err := l.merge(path, l.draft.data, only); err != nil {
+			return err
+		}
 		l.Files = append(l.Files, f)
 		return nil
 	}
@@ -329,24 +350,8 @@ func lineOf(data []byte, key string) int {
 	return 1
 }
 
-// Check says whether the configuration would be right if the file at path held data. With file set, only that file is read, as by [Source].
+// Check says whether the configuration, with all its files, would be right if the main file at path held data. With file set, only that file is read, as by [Source].
 func Check(file, path string, data []byte) error {
-	if file != "" {
-		_, err := Parse(path, data)
-		return err
-	}
-	l := fresh()
-	if err := l.readUpdateConf(""); err != nil {
-		return err
-	}
-	if err := l.merge(path, data, nil); err != nil {
-		return err
-	}
-	// The drop-ins come after it, and may repair or spoil it; a missing server is only wrong if no file names one.
-	for _, err := range l.Config.check() {
-		if !strings.HasPrefix(err.Error(), "update.server is not set") {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	return nil
+	_, err := Read(Source{File: file, draft: &draft{path, data}})
+	return err
 }

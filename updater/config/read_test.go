@@ -346,3 +346,31 @@ func TestUpdateConfAsEditorsLeaveIt(t *testing.T) {
 		t.Errorf("endpoints %q, want %q", l.Lock.Endpoints, want)
 	}
 }
+
+// What is edited is judged together with all other files.
+func TestCheckDraft(t *testing.T) {
+	const etcd = "[lock]\nendpoints = [\"https://etcd.example:2379\"]\n"
+	root := tree(t, map[string]string{"etc/flipside/flipside.toml": minimal, "etc/flipside/flipside.toml.d/lock.toml": etcd + "cert = \"/c.pem\"\n", "usr/lib/flipside/flipside.toml": minimal})
+	path := filepath.Join("/", root, "etc", mainName)
+	check := func(path, text string) error {
+		_, err := Read(Source{Root: root, draft: &draft{path, []byte(text)}})
+		return err
+	}
+	for text, want := range map[string]string{
+		minimal + "[lock]\nkey = \"/k.pem\"\n":                      "",
+		minimal + "[lock]\nfleetlock = \"https://lock.example/\"\n": "lock.fleetlock",
+		minimal:                       "lock.cert",
+		"[lock]\nkey = \"/k.pem\"\n":  "update.server",
+		minimal + "[lock]\nkee = 1\n": path + ":",
+	} {
+		err := check(path, text)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+	// A file that there is not yet counts too.
+	root = tree(t, map[string]string{"usr/lib/flipside/flipside.toml": "oops"})
+	if err := check(filepath.Join("/", root, "etc", mainName), minimal); err != nil {
+		t.Error(err)
+	}
+}
