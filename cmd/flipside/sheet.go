@@ -167,7 +167,7 @@ func (s *sheet) table(titles []string, rows [][]cell) {
 		}
 	}
 	width := widths(titles, rows)
-	for !s.narrow(width) && slices.Max(width) > 0 {
+	for len(rows) > 0 && !s.narrow(width) && slices.Max(width) > 0 {
 		width = widths(titles, rows)
 		below(titles, rows, width)
 		width = widths(titles, rows)

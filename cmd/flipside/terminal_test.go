@@ -144,3 +144,9 @@ func TestGroupFitsTheTerminal(t *testing.T) {
 	}
 	t.Logf("\n%s", out)
 }
+
+// A table without rows has an end, also where its titles do not fit.
+func TestEmptyTable(t *testing.T) {
+	s := &sheet{pen: pen{width: 40}}
+	s.table([]string{"HOST", "VERSION", "CHANNEL", "STATE", "LAST SEEN", "WHY"}, nil)
+}

@@ -63,8 +63,8 @@ func readTOML(path string, v any) error {
 }
 
 func decodeTOML(data []byte, v any) error {
-	if isDeep(data) {
-		return fmt.Errorf("it has a key of more than %d parts", maxDots)
+	if err := crowded(data); err != nil {
+		return err
 	}
 	meta, err := toml.Decode(string(data), v)
 	if err != nil {
@@ -76,29 +76,19 @@ func decodeTOML(data []byte, v any) error {
 	return nil
 }
 
-// maxDots is more than any key of ours has.
-const maxDots = 64
+// maxDots is far more than a line of ours has.
+const maxDots = 256
 
-// isDeep finds a key that the decoder would take gigabytes for: its memory grows with the square of the number of a key's parts.
-func isDeep(data []byte) bool {
-	dots, last := 0, byte('.')
-	for _, c := range data {
-		switch c {
-		case '=', ',', '{', '[', '\n':
-			dots = 0
-		case '.':
-			if dots++; last == '.' { // which is in no key
-				dots = 0
-			}
-			if dots > maxDots {
-				return true
-			}
-		}
-		if c != ' ' && c != '\t' {
-			last = c
+// crowded finds a line with so many dots that it may hold a key that the decoder would take gigabytes for: its memory grows with the square of the number of
+// a key's parts. A key is in one line.
+func crowded(data []byte) error {
+	n := 0
+	for line := range bytes.Lines(data) {
+		if n++; bytes.Count(line, []byte(".")) > maxDots {
+			return fmt.Errorf("line %d has more than %d dots", n, maxDots)
 		}
 	}
-	return false
+	return nil
 }
 
 // What the files say about themselves to whoever opens one.

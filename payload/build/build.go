@@ -135,7 +135,7 @@ func Create(ctx context.Context, w io.Writer, s Spec) (Result, error) {
 		var err error
 		if img.Old != nil {
 			end += img.Size + img.Old.Size
-			part, err = b.delta(img, left/(len(s.Images)-i))
+			part, err = b.delta(img, max(left, 0)/(len(s.Images)-i))
 		} else {
 			part, err = b.image(img)
 		}

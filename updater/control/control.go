@@ -78,8 +78,8 @@ const (
 	maxOther   = 4  // of one of them
 	// patience bounds how long a client may take to send its request or to take a line.
 	patience = 10 * time.Second
-	// asking is how long a client has for its request once the daemon ends.
-	asking = 100 * time.Millisecond
+	// asking is how long a client has for its request once the daemon ends, or reads its configuration again.
+	asking = time.Second
 )
 
 // Listener is the control socket. It outlives the daemons that answer on it one after another: who calls between two of them is answered by the second.
@@ -88,7 +88,8 @@ type Listener struct {
 	unix *net.UnixListener
 }
 
-// Listen makes the socket at path, replacing one that nobody listens on. It comes into its place when it can be called.
+// Listen makes the socket at path, replacing one that nobody listens on. It comes into its place when it can be called; the kernel's lists go on to name it as it was
+// made, path with ".new".
 func Listen(path string) (*Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("making the control socket: %w", err)
@@ -234,7 +235,13 @@ func serve(ctx context.Context, c *net.UnixConn, uid uint32, d Daemon, log *slog
 	}
 	switch req.Method {
 	case "status":
-		st := status(ctx, d)
+		st, err := status(ctx, d)
+		if err != nil {
+			if ctx.Err() != nil {
+				return err // the next engine is asked
+			}
+			return send(failure(err))
+		}
 		return send(Reply{Status: &st})
 	case "watch":
 		return watch(ctx, c, d, send)
@@ -268,18 +275,18 @@ func serve(ctx context.Context, c *net.UnixConn, uid uint32, d Daemon, log *slog
 }
 
 // status is what d has to say once it has looked at the host, which one that has just started has still to do.
-func status(ctx context.Context, d Daemon) updater.Status {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func status(ctx context.Context, d Daemon) (updater.Status, error) {
+	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		st, changed := d.Status(ctx)
+		st, changed := d.Status(wait)
 		if st.Schema != "" {
-			return st
+			return st, nil
 		}
 		select {
 		case <-changed:
-		case <-ctx.Done():
-			return st
+		case <-wait.Done():
+			return st, errors.New("flipsided has just started, and still looks at the host: ask again")
 		}
 	}
 }
@@ -350,10 +357,18 @@ func peer(c *net.UnixConn) (uint32, error) {
 }
 
 // Call sends one request and gives each status that comes back to yield, until it returns false, the daemon ends the answer, or
-// ctx is done. An answer that ends before it began is [ErrNoAnswer].
+// ctx is done. An answer that ends before it began is [ErrNoAnswer]; who only wants to know is asked again then, as the daemon may have read its configuration anew.
 func Call(ctx context.Context, path string, req Request, yield func(updater.Status) bool) error {
-	return call(ctx, path, req, func(r Reply) bool { return r.Status == nil || yield(*r.Status) })
+	for try := 0; ; try++ {
+		err := call(ctx, path, req, func(r Reply) bool { return r.Status == nil || yield(*r.Status) })
+		if !errors.Is(err, ErrNoAnswer) || req.Method != "status" || try == tries {
+			return err
+		}
+	}
 }
+
+// tries are how often an engine may end before it answers.
+const tries = 5
 
 // Do tells the daemon at path to do something and returns the status after it.
 func Do(ctx context.Context, path string, c Command) (st updater.Status, err error) {

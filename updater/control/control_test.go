@@ -30,7 +30,8 @@ type daemon struct {
 	did     []Command
 	refuse  error
 
-	starting bool // it has not looked at the host yet
+	starting bool          // it has not looked at the host yet
+	looked   chan struct{} // told of each Status, if there is one
 }
 
 func (d *daemon) Status(context.Context) (updater.Status, <-chan struct{}) {
@@ -40,6 +41,9 @@ func (d *daemon) Status(context.Context) (updater.Status, <-chan struct{}) {
 		d.changed = make(chan struct{})
 	}
 	st := d.st
+	if d.looked != nil {
+		d.looked <- struct{}{}
+	}
 	if !d.starting {
 		st.Schema = "flipside.status/v1"
 	}
@@ -317,9 +321,18 @@ func TestWhileTheDaemonReloads(t *testing.T) {
 		}
 		c.Close()
 		go call()
-		d := &daemon{starting: true}
+		// An engine that is stopped before it has looked at the host, by the next reload, leaves the answer to the one after it.
+		short := &daemon{starting: true, looked: make(chan struct{}, 10)}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
+		go func() { done <- Serve(ctx, l, short, slog.New(slog.DiscardHandler)) }()
+		<-short.looked
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		d := &daemon{starting: true}
+		ctx, cancel = context.WithCancel(t.Context())
 		go func() { done <- Serve(ctx, l, d, slog.New(slog.DiscardHandler)) }()
 		time.AfterFunc(10*time.Millisecond, func() { d.set(why) }) // it looks at the host first
 		if err := <-asked; err != nil || got != why {

@@ -182,7 +182,6 @@ func runUntil(ctx context.Context, c config.Config, opt Options, calls *socket, 
 			<-done
 		}
 	}()
-	task("the control socket is gone", func() error { return control.Serve(serving, l, d, log) })
 	if c.Metrics.Listen != "" {
 		ml, err := metrics.Listen(c.Metrics.Listen)
 		if err != nil {
@@ -190,6 +189,7 @@ func runUntil(ctx context.Context, c config.Config, opt Options, calls *socket, 
 		}
 		task("the metrics are gone", func() error { return m.Serve(serving, ml) })
 	}
+	task("the control socket is gone", func() error { return control.Serve(serving, l, d, log) })
 	task("the message bus is gone", func() error { serveBus(serving, d, c, log); return nil })
 	task("the service manager is not told any more", func() error { notify(serving, d, ready, opt.Manager); return nil })
 	task("the watchdog is not told any more", func() error { watchdog(serving, e, opt.Manager); return nil })
