@@ -118,6 +118,10 @@ Exit status: 0, 3 updates are not paused, 7 not permitted.`,
 			if err != nil {
 				return err
 			}
+			if !a.json { // the gates are being asked again, and until they have answered the status says what they said before
+				fmt.Fprintln(a.stdout, "resumed; the gates are asked again: flipside why")
+				return nil
+			}
 			return a.said(st, "resumed")
 		},
 	}

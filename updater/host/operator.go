@@ -73,21 +73,26 @@ func (d *operator) Status(ctx context.Context) (updater.Status, <-chan struct{})
 	if st.Phase != updater.Idle {
 		return st, changed
 	}
-	// An idle host asks its gates only about an offer. That it is paused is worth saying before there is one.
-	for _, g := range st.Gates {
-		if g.Gate == pauseGate.Name(pauseGate{}) && g.Verdict != reboot.Go {
-			return st, changed
-		}
-	}
 	a := pauseGate{d.conf.PauseFile()}.Ask(ctx, d.now())
-	if a.Gate = (pauseGate{}).Name(); a.Verdict != reboot.Go {
+	a.Gate = (pauseGate{}).Name()
+	return sayPaused(st, a), changed
+}
+
+// sayPaused says in the status of an idle host that it is paused. Such a host asks its gates only about an offer, and that it is paused is worth saying before there
+// is one, and before an error of the last check: without it the host would not move either.
+func sayPaused(st updater.Status, a reboot.Answer) updater.Status {
+	if a.Verdict == reboot.Go {
+		return st
+	}
+	listed := slices.ContainsFunc(st.Gates, func(g reboot.Answer) bool { return g.Gate == a.Gate && g.Verdict != reboot.Go })
+	if errored := st.LastError != "" && !st.ErrorAt.Before(st.LastCheck); errored || !listed {
+		st.Why = a.Why
+	}
+	if !listed {
 		st.Stage, st.Blocked = updater.BeforeDownload, true
 		st.Gates = append([]reboot.Answer{a}, st.Gates...)
-		if st.LastError == "" || st.ErrorAt.Before(st.LastCheck) {
-			st.Why = a.Why
-		}
 	}
-	return st, changed
+	return st
 }
 
 // keysEvery is how often the key files are looked at for their ends.

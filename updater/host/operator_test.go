@@ -5,6 +5,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/flipside-linux/flipside/reboot"
 	"github.com/flipside-linux/flipside/updater"
 	"github.com/flipside-linux/flipside/updater/config"
 )
@@ -34,6 +35,20 @@ func TestChoicesAtTheSameTime(t *testing.T) {
 		}
 		if deref(got.Channel) != value || deref(got.Pin) != value {
 			t.Fatalf("round %d: channel %q, pin %q", n, deref(got.Channel), deref(got.Pin))
+		}
+	}
+}
+
+// A host that is paused says so, whatever became of its last check.
+func TestPausedIsSaidBeforeAnError(t *testing.T) {
+	paused := reboot.Answer{Gate: "pause", Verdict: reboot.Wait, Why: "updates are paused on this host"}
+	for _, gates := range [][]reboot.Answer{nil, {paused}} {
+		st := updater.Status{Phase: updater.Idle, Gates: gates, LastError: "checking for an update: no route to host", Why: "checking for an update: no route to host"}
+		if got := sayPaused(st, paused); got.Why != paused.Why || len(got.Gates) != 1 || got.LastError != st.LastError {
+			t.Errorf("%d gates asked before: %+v, want that it is paused", len(gates), got)
+		}
+		if got := sayPaused(st, reboot.Answer{Gate: "pause", Verdict: reboot.Go}); got.Why != st.Why {
+			t.Errorf("not paused: it says %q, want the error", got.Why)
 		}
 	}
 }
