@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/flipside-linux/flipside/lock"
-	"github.com/flipside-linux/flipside/updater/config/shallow"
+	"github.com/flipside-linux/flipside/omaha/shallow"
 )
 
 func (a *app) fleetPolicy(s *semaphoreFlags) *cobra.Command {

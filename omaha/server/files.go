@@ -17,6 +17,8 @@ import (
 	"github.com/BurntSushi/toml"
 	"github.com/google/renameio/v2"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/flipside-linux/flipside/omaha/shallow"
 )
 
 // folders are what a release directory is made of.
@@ -63,30 +65,12 @@ func readTOML(path string, v any) error {
 }
 
 func decodeTOML(data []byte, v any) error {
-	if err := crowded(data); err != nil {
-		return err
-	}
-	meta, err := toml.Decode(string(data), v)
+	meta, err := shallow.Decode(data, v)
 	if err != nil {
 		return err
 	}
 	if extra := meta.Undecoded(); len(extra) > 0 {
 		return fmt.Errorf("unknown key %q", extra[0].String())
-	}
-	return nil
-}
-
-// maxDots is far more than a line of ours has.
-const maxDots = 256
-
-// crowded finds a line with so many dots that it may hold a key that the decoder would take gigabytes for: its memory grows with the square of the number of
-// a key's parts. A key is in one line.
-func crowded(data []byte) error {
-	n := 0
-	for line := range bytes.Lines(data) {
-		if n++; bytes.Count(line, []byte(".")) > maxDots {
-			return fmt.Errorf("line %d has more than %d dots", n, maxDots)
-		}
 	}
 	return nil
 }

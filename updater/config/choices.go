@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/flipside-linux/flipside/omaha/shallow"
 	"github.com/flipside-linux/flipside/partition/atomicfile"
-	"github.com/flipside-linux/flipside/updater/config/shallow"
 )
 
 // Choices are what an operator decided at run time. They win over every file, live on the state partition that both slots share, and

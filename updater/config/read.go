@@ -15,7 +15,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
-	"github.com/flipside-linux/flipside/updater/config/shallow"
+	"github.com/flipside-linux/flipside/omaha/shallow"
 )
 
 // Dirs are where configuration files are looked for, the least important first. The order is that of the UAPI group's

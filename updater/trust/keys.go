@@ -16,8 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flipside-linux/flipside/omaha/shallow"
 	"github.com/flipside-linux/flipside/payload"
-	"github.com/flipside-linux/flipside/updater/config/shallow"
 )
 
 // Role says what a key may sign.
