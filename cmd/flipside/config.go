@@ -25,12 +25,25 @@ func (a *app) configCommand() *cobra.Command {
 
 Exit status: 0, 1 the configuration cannot be used, 7 not permitted.`,
 	}
-	var root string
-	cmd.PersistentFlags().StringVar(&root, "root", "", "look at the files below this `directory` instead of /")
-	source := func() config.Source { return config.Source{Root: root, File: a.config} }
+	var root directory
+	cmd.PersistentFlags().Var(&root, "root", "look at the files below this `directory` instead of /")
+	source := func() config.Source { return config.Source{Root: string(root), File: a.config} }
 	cmd.AddCommand(a.configShow(source), a.configCheck(source), a.configEdit(), a.configReload())
 	return cmd
 }
+
+// directory is a flag that names one, from where the command was started.
+type directory string
+
+func (d *directory) Set(text string) (err error) {
+	if text != "" {
+		text, err = filepath.Abs(text)
+	}
+	*d = directory(text)
+	return err
+}
+func (d *directory) String() string { return string(*d) }
+func (d *directory) Type() string   { return "string" }
 
 func (a *app) configShow(source func() config.Source) *cobra.Command {
 	var origin, changed bool
@@ -147,6 +160,12 @@ func (a *app) configCheck(source func() config.Source) *cobra.Command {
 			if err := checkPCRKeys(src.Root, l); err != nil {
 				return err
 			}
+			if err := checkNamed(src.Root, l); err != nil {
+				if src.Root == "" {
+					return err
+				}
+				fmt.Fprintf(a.stderr, "warning: %v: flipsided will not start without it\n", err) // an image may get it when it is installed
+			}
 			// The program of flipside-deadman.timer reads no configuration.
 			if d := config.Default(); l.Paths.State != d.Paths.State || l.Host.OSRelease != d.Host.OSRelease {
 				fmt.Fprintf(a.stderr, "warning: flipside-deadman.timer looks in %s and at %s, not where paths.state and host.os_release say: see docs/health.md\n", d.Paths.State, d.Host.OSRelease)
@@ -168,6 +187,24 @@ func checkPCRKeys(root string, l *config.Loaded) error {
 	}
 	if _, err := trust.LoadPCRKeys(files); err != nil {
 		return fmt.Errorf("%s: trust.pcr_keys: %w", l.Origins["trust.pcr_keys"], err)
+	}
+	return nil
+}
+
+// checkNamed looks whether the files are there without which the daemon does not start.
+func checkNamed(root string, l *config.Loaded) error {
+	for key, files := range map[string][]string{
+		"update.ca": l.Update.CA, "update.client_cert": {l.Update.ClientCert}, "update.client_key": {l.Update.ClientKey},
+		"lock.ca": {l.Lock.CA}, "lock.cert": {l.Lock.Cert}, "lock.key": {l.Lock.Key}, "lock.password_file": {l.Lock.Password}, "lock.signer": {l.Lock.Signer}, "lock.owners": l.Lock.Owners,
+	} {
+		for _, f := range files {
+			if !filepath.IsAbs(f) { // none, or one that a TPM has
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(root, f)); errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s: %s: there is no %s", l.Origins[key], key, f)
+			}
+		}
 	}
 	return nil
 }

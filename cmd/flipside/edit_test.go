@@ -89,3 +89,40 @@ func TestConfigEditMasked(t *testing.T) {
 		t.Errorf("the pipe is %v, %v", info, err)
 	}
 }
+
+// What the daemon would not start without is missed when it is checked; and a root is one from where the command is started.
+func TestConfigCheckNamedFiles(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	conf := filepath.Join(dir, "r/etc/flipside/flipside.toml")
+	if err := os.MkdirAll(filepath.Dir(conf), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		more, says string
+		code       int
+	}{
+		{"ca = [\"/etc/flipside/ca.pem\"]\n", "r/etc/flipside/flipside.toml:3: update.ca: there is no /etc/flipside/ca.pem: flipsided will not start without it", exitOK},
+		{"ca = [\"/etc/flipside/flipside.toml\"]\n", "the configuration is right", exitOK}, // below the root
+		{"", "the configuration is right", exitOK},
+	} {
+		text := "[update]\nserver = \"https://updates.example.org/v1/update/\"\n" + tt.more
+		if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &out}
+		if code := a.run(t.Context(), []string{"config", "--root", "r", "check"}); code != tt.code || !strings.Contains(out.String(), tt.says) {
+			t.Errorf("%q: it ends with %d, and says %q; want %d, %q", tt.more, code, out.String(), tt.code, tt.says)
+		}
+	}
+	text := "[update]\nserver = \"https://updates.example.org/v1/update/\"\nca = [\"" + dir + "/ca.pem\"]\n"
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &out}
+	if code := a.run(t.Context(), []string{"config", "check", conf}); code != exitFailed || !strings.Contains(out.String(), "flipside.toml:3: update.ca: there is no "+dir) {
+		t.Errorf("on the host itself it ends with %d, and says %q", code, out.String())
+	}
+}

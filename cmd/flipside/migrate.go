@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) migrateCommand() *cobra.Command {
-	var root string
+	root := directory("/")
 	var write, disable bool
 	cmd := &cobra.Command{
 		Use:   "migrate",
@@ -31,7 +31,7 @@ Exit status: 0, 3 neither update_engine nor locksmith was ever here, 7 not permi
 			if disable && !write {
 				return usagef("--disable-old belongs to --write: without the older services and without a configuration this host would not update at all")
 			}
-			p, err := migrate.Look(root)
+			p, err := migrate.Look(string(root))
 			if errors.Is(err, migrate.ErrNothing) {
 				return withExit(exitNothing, err)
 			}
@@ -56,12 +56,12 @@ Exit status: 0, 3 neither update_engine nor locksmith was ever here, 7 not permi
 			if a.json {
 				return a.printJSON(migrateDocument(p, written))
 			}
-			a.printMigration(p, root, write, written)
+			a.printMigration(p, string(root), write, written)
 			return nil
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&root, "root", "/", "look at, and write, the files below this `directory`: an image's")
+	f.Var(&root, "root", "look at, and write, the files below this `directory`: an image's")
 	f.BoolVar(&write, "write", false, "write the files")
 	f.BoolVar(&disable, "disable-old", false, "with --write: stop update_engine and locksmith, and mask their services")
 	return cmd
