@@ -217,7 +217,6 @@ func TestClientThatTakesNothing(t *testing.T) {
 type slowly struct {
 	http.ResponseWriter
 	now, deadline time.Duration
-	start         time.Time
 	taken         int
 }
 
